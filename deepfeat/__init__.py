@@ -1,0 +1,73 @@
+"""deepfeat: extract image features once, run support vector machines on them in seconds.
+
+Public names are resolved on first use (PEP 562), so that a script which only
+fits classifiers never pays for importing Keras and TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "read_folder": "datasets",
+    "read_csv": "datasets",
+    "read_isic": "datasets",
+    "split_table": "datasets",
+    "extract": "extraction",
+    "Backbone": "backbones",
+    "Preprocessing": "backbones",
+    "register_backbone": "backbones",
+    "load_backbone": "backbones",
+    "list_backbones": "backbones",
+    "open_features": "store",
+    "FeatureStore": "store",
+    "fit_svm": "svm",
+    "SVMResult": "svm",
+    "DeepfeatError": "errors",
+    "UsageError": "errors",
+    "DataError": "errors",
+    "ImageError": "errors",
+    "BackboneError": "errors",
+    "StoreError": "errors",
+    "DataWarning": "errors",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from deepfeat.backbones import (
+        Backbone,
+        Preprocessing,
+        list_backbones,
+        load_backbone,
+        register_backbone,
+    )
+    from deepfeat.datasets import read_csv, read_folder, read_isic, split_table
+    from deepfeat.errors import (
+        BackboneError,
+        DataError,
+        DataWarning,
+        DeepfeatError,
+        ImageError,
+        StoreError,
+        UsageError,
+    )
+    from deepfeat.extraction import extract
+    from deepfeat.store import FeatureStore, open_features
+    from deepfeat.svm import SVMResult, fit_svm
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        msg = f"module 'deepfeat' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(f"deepfeat.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

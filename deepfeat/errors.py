@@ -1,0 +1,29 @@
+"""Exceptions and warnings that callers may want to catch."""
+
+
+class DeepfeatError(Exception):
+    """Base of every error that deepfeat raises on purpose."""
+
+
+class UsageError(DeepfeatError, ValueError):
+    """An argument is not one of those allowed."""
+
+
+class DataError(DeepfeatError, ValueError):
+    """A table, its labels, groups or splits do not allow what was asked for."""
+
+
+class ImageError(DeepfeatError):
+    """One image file cannot be turned into pixels; the message is the reason."""
+
+
+class BackboneError(DeepfeatError):
+    """A network cannot be built or its weights cannot be found or loaded."""
+
+
+class StoreError(DeepfeatError):
+    """A file is not a feature store, or does not hold what was asked for."""
+
+
+class DataWarning(UserWarning):
+    """Something in the data deserves a look, and deepfeat went on."""
