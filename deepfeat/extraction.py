@@ -1,0 +1,316 @@
+"""Stage 1: run backbones over images, row by missing row, into a feature store."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import itertools
+import logging
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from deepfeat.backbones.registry import Backbone, as_backbones, model_digest
+from deepfeat.datasets import as_table
+from deepfeat.errors import DataWarning, ImageError, UsageError
+from deepfeat.images import FileStamp, LoadedImage, stamp_file, stream_images
+from deepfeat.store import (
+    DONE,
+    FAILED,
+    RECORD,
+    Block,
+    FeatureStore,
+    StoreWriter,
+    block_key,
+    open_features,
+)
+
+if TYPE_CHECKING:
+    import keras
+
+    from deepfeat.runtimes.keras import KerasRuntime
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BATCH_SIZE = 32
+
+
+def extract(
+    images: Any,
+    backbones: str | Backbone | Sequence[str | Backbone],
+    cache: str | os.PathLike[str] = "features.h5",
+    *,
+    batch_size: int | str = "auto",
+    on_error: str = "record",
+    progress: bool = True,
+) -> FeatureStore:
+    """Compute the features that are not in the cache yet.
+
+    A row is computed if it is missing, if it failed before, or if its file has
+    changed; a file counts as changed when its size or modification time differ
+    from those stored and its content does too.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame, path, or sequence of paths
+        A table (`read_folder`, `read_csv`, `read_isic`), a folder, or image files.
+    backbones : str, Backbone, or a list of either
+        Run one after the other, in the order given.
+    cache : path
+        The feature store, made if it does not exist.
+    batch_size : int or "auto"
+        Images run through the network at once; it does not change the features
+        beyond rounding.
+    on_error : {"record", "raise"}
+        Whether an image that cannot be read is recorded as failed with the
+        reason, or ends the work; what is stored so far stays.
+    progress : bool
+        Whether to show a progress bar on standard error.
+
+    Returns
+    -------
+    FeatureStore
+        Opened for reading.
+
+    Raises
+    ------
+    UsageError
+        For an argument that is not allowed.
+    DataError
+        If the table is not usable.
+    BackboneError
+        If a network or its weights are not to be had.
+    ImageError
+        With ``on_error="raise"``, for the first image that cannot be read.
+    StoreError
+        If the cache is no feature store.
+
+    Warns
+    -----
+    DataWarning
+        For failed images, and for images that are equal byte for byte.
+
+    Examples
+    --------
+    >>> store = deepfeat.extract("photos", "EfficientNetLite0")           # doctest: +SKIP
+    >>> store.features("EfficientNetLite0").shape                         # doctest: +SKIP
+    (920, 1280)
+    """
+    if on_error not in ("record", "raise"):
+        msg = f"on_error is {on_error!r}: use 'record' or 'raise'"
+        raise UsageError(msg)
+    size = _batch_size(batch_size)
+    chosen = as_backbones(backbones)
+    table = as_table(images)
+    with StoreWriter(cache) as writer:
+        rows = writer.add_images(table)
+        paths = dict(zip(rows.tolist(), table["path"], strict=True))
+        keys = [key for b in chosen for key in _extract_backbone(writer, b, paths, size, on_error, progress)]
+    store = open_features(cache)
+    _report(store, keys, rows)
+    return store
+
+
+def _batch_size(batch_size: int | str) -> int:
+    if batch_size == "auto":
+        return DEFAULT_BATCH_SIZE
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
+        msg = f"batch_size is {batch_size!r}: use 'auto' or a number of images"
+        raise UsageError(msg)
+    return int(batch_size)
+
+
+def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[int]:
+    """Rows whose features are missing, failed, or of a file that may have changed since.
+
+    A file that cannot be seen any more keeps the features that were computed from it.
+    """
+    rows = []
+    for row, stamp in stamps.items():
+        record = records[row]
+        current = stamp is None or (stamp.size == record["size"] and stamp.mtime_ns == record["mtime_ns"])
+        if record["state"] != DONE or not current:
+            rows.append(row)
+    return rows
+
+
+def _extract_backbone(
+    writer: StoreWriter, backbone: Backbone, paths: dict[int, str], batch_size: int, on_error: str, progress: bool
+) -> list[str]:
+    """Bring the blocks of one backbone up to date; return their keys."""
+    model: keras.Model | None = None
+    digest = backbone.weights_digest()
+    if digest is None:
+        model = _build(backbone)
+        digest = backbone.weights_digest() or model_digest(model)
+    specs = backbone.specs(digest)
+    keys = [block_key(spec) for spec in specs]
+    stamps = {row: stamp_file(path) for row, path in paths.items()}
+    todo = {row for key in keys for row in plan_rows(writer.store.records_or_missing(key), stamps)}
+    if todo:
+        if backbone.weights is None:
+            logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
+        run = _Run(writer, backbone, model, specs, batch_size)
+        run.process({row: paths[row] for row in sorted(todo)}, on_error, progress)
+    return keys
+
+
+class _Run:
+    """One backbone over the rows that need it; the network is built when the first image asks for it."""
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        backbone: Backbone,
+        model: keras.Model | None,
+        specs: list[dict[str, Any]],
+        batch_size: int,
+    ) -> None:
+        self._writer, self._backbone, self._model, self._specs = writer, backbone, model, specs
+        self._batch_size = batch_size
+        self._records = [writer.store.records_or_missing(block_key(spec)) for spec in specs]
+
+    def process(self, paths: dict[int, str], on_error: str, progress: bool) -> None:
+        """Load, compute and store; with on_error="raise", stop after the first batch with a failure."""
+        workers = _cores()
+        loaded = stream_images(
+            paths,
+            self._backbone.input_shape[:2],
+            self._backbone.resize,
+            workers=workers,
+            ahead=2 * self._batch_size + workers,
+        )
+        with tqdm(total=len(paths), desc=self._backbone.name, unit="image", disable=not progress) as bar:
+            for batch in _batches(loaded, self._batch_size):
+                failed = [image for image in batch if image.pixels is None]
+                self._store_good([image for image in batch if image.pixels is not None])
+                self._store_failed(failed)
+                if failed and on_error == "raise":
+                    msg = f"{paths[failed[0].row]}: {failed[0].reason}"
+                    raise ImageError(msg)
+                bar.update(len(batch))
+
+    def _store_good(self, images: list[LoadedImage]) -> None:
+        fresh = [image for image in images if not self._is_unchanged(image)]
+        unchanged = [image for image in images if self._is_unchanged(image)]
+        if unchanged:
+            self._write_records(unchanged)
+        if fresh:
+            rows = [image.row for image in fresh]
+            layers = self._runtime(np.stack([image.pixels for image in fresh if image.pixels is not None]))
+            for block, features in zip(self._blocks, layers, strict=True):
+                self._writer.write(block, rows, features, make_records(fresh))
+
+    def _store_failed(self, images: list[LoadedImage]) -> None:
+        if images:
+            rows = [image.row for image in images]
+            for block in self._blocks:
+                self._writer.write_records(block, rows, make_records(images))
+
+    def _is_unchanged(self, image: LoadedImage) -> bool:
+        """Whether every block has the features of just this content already."""
+        assert image.digest is not None
+        digest = np.frombuffer(image.digest, np.uint8)
+        known = [records[image.row] for records in self._records]
+        return all(record["state"] == DONE and (record["digest"] == digest).all() for record in known)
+
+    def _write_records(self, images: list[LoadedImage]) -> None:
+        """Note the new file stamp of images with the content that was seen before."""
+        rows = [image.row for image in images]
+        for block, records in zip(self._blocks, self._records, strict=True):
+            renewed = records[rows]
+            for name in ("size", "mtime_ns"):
+                renewed[name] = make_records(images)[name]
+            self._writer.write_records(block, rows, renewed)
+
+    @cached_property
+    def _runtime(self) -> KerasRuntime:
+        from deepfeat.runtimes.keras import KerasRuntime
+
+        return KerasRuntime(self._backbone, self._model or _build(self._backbone), self._batch_size)
+
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        """The blocks with space for every image; only new space needs the network, for its shapes."""
+        store = self._writer.store
+        blocks = [store.find(key) for key in map(block_key, self._specs) if store.has_block(key)]
+        if len(blocks) == len(self._specs) and all(block.n_rows == store.n_images for block in blocks):
+            return blocks
+        shapes = self._runtime.shapes
+        return [
+            self._writer.add_block(spec, shape, versions()) for spec, shape in zip(self._specs, shapes, strict=True)
+        ]
+
+
+def make_records(images: Sequence[LoadedImage]) -> np.ndarray:
+    """Describe loaded images as rows of a store: done with a digest, or failed with a reason."""
+    records = np.zeros(len(images), RECORD)
+    for record, image in zip(records, images, strict=True):
+        record["state"] = FAILED if image.reason else DONE
+        record["reason"] = _clip(image.reason or "")
+        if image.stamp is not None:
+            record["size"], record["mtime_ns"] = image.stamp.size, image.stamp.mtime_ns
+        if image.digest is not None:
+            record["digest"] = np.frombuffer(image.digest, np.uint8)
+    return records
+
+
+def _build(backbone: Backbone) -> keras.Model:
+    """Build a network after Keras has been started the quiet way."""
+    importlib.import_module("deepfeat.runtimes.keras")
+    return backbone.build()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes features, for the record of a block."""
+    import keras
+
+    packages = ("deepfeat", "keras", keras.backend.backend(), "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _clip(reason: str) -> bytes:
+    """Cut a reason to the bytes that a record holds, not inside a character."""
+    size = RECORD["reason"].itemsize
+    return reason.encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode()
+
+
+def _batches(images: Iterable[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
+    iterator = iter(images)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _report(store: FeatureStore, keys: Sequence[str], rows: np.ndarray) -> None:
+    """Warn of failed images and of files that are equal byte for byte."""
+    ids = store.table["image_id"].to_numpy(object)[rows]
+    for key in keys:
+        records = store.records(key)[rows]
+        failed = np.flatnonzero(records["state"] == FAILED)
+        if len(failed):
+            reasons = [f"{ids[i]!r}: {records['reason'][i].decode('utf-8', 'replace')}" for i in failed[:3]]
+            msg = (
+                f"{len(failed)} of {len(rows)} images failed for {store.find(key).name} "
+                f"({'; '.join(reasons)}{'; …' if len(failed) > 3 else ''}): see store.failures"
+            )
+            warnings.warn(msg, DataWarning, stacklevel=3)
+    records = store.records(keys[0])[rows]
+    done = records["state"] == DONE
+    twins = pd.Series(ids[done]).groupby([digest.tobytes() for digest in records["digest"][done]]).agg(list)
+    twins = twins[twins.map(len) > 1]
+    if len(twins):
+        msg = f"{len(twins)} set(s) of images are equal byte for byte (first: {', '.join(map(repr, twins.iloc[0]))})"
+        warnings.warn(msg, DataWarning, stacklevel=3)
