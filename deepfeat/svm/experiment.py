@@ -1,0 +1,230 @@
+"""fit_svm: from cached features to a chosen, fitted and scored classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deepfeat.errors import DataError, UsageError
+from deepfeat.evaluation import class_scores, evaluate
+from deepfeat.fusion import FUSIONS
+from deepfeat.splits import hold_out, make_folds
+from deepfeat.svm.result import SVMResult
+from deepfeat.svm.samples import Samples, binarise, load_samples
+from deepfeat.svm.search import (
+    PARAMETERS,
+    check_class_weights,
+    converged,
+    grid_search,
+    make_grid,
+    make_pipeline,
+    out_of_fold,
+)
+
+
+def fit_svm(
+    features: Any,
+    *,
+    backbones: str | Sequence[str] | None = None,
+    fusion: str = "concat",
+    kernel: str = "linear",
+    loss: str = "squared_hinge",
+    param_grid: Mapping[str, Sequence[Any]] | None = None,
+    class_weight: Any = "balanced",
+    positive: str | None = None,
+    labels: pd.Series | Mapping[str, str | None] | None = None,
+    test: str | float | None = "split",
+    cv: Any = 5,
+    scoring: Any = "balanced_accuracy",
+    n_jobs: int | None = None,
+    seed: int = 0,
+) -> SVMResult:
+    """Choose, fit and score a support vector machine on cached features.
+
+    The parameters are chosen by cross-validation on the training rows. Images
+    of one group, and images equal byte for byte, are never on two sides of any
+    split; scaling and fusion are fitted on training rows alone.
+
+    Parameters
+    ----------
+    features : path, FeatureStore, or tuple
+        A feature store, or plain arrays as (X, y) or (X, y, groups).
+    backbones : str or list of str, optional
+        Blocks of the store by name or key; all if None.
+    fusion : {"concat", "average", "aligned", "late"}
+        Blocks side by side; their mean, for blocks of one embedding space; their
+        mean after alignment, see `deepfeat.fusion.AlignedAverage`; or the mean of
+        the decision values of one SVM per block.
+    kernel : {"linear", "rbf"}
+        LinearSVC (one-vs-rest) or SVC.
+    loss : {"squared_hinge", "hinge"}
+        Of LinearSVC; SVC has the hinge loss.
+    param_grid : mapping, optional
+        Values of "C" and, for the rbf kernel, "gamma"; see `deepfeat.svm.search.make_grid`
+        for the default.
+    class_weight : "balanced", None, mapping of label to weight, or a list of these
+        A list is searched.
+    positive : str, optional
+        Classify this label against all others.
+    labels : pandas.Series or mapping, optional
+        Instead of the stored labels: by image id, or {old: new}, where None removes a class.
+    test : "split", float or None
+        The stored test rows where there are any; a share of the images to hold out; or
+        no test, and the out-of-fold predictions are scored.
+    cv : int, splitter, or iterable of (train, test)
+        Folds for choosing parameters; stratified, and grouped where images have groups.
+    scoring : str or callable
+        Any scorer of scikit-learn.
+    n_jobs : int, optional
+        Fits at a time, as in joblib.
+    seed : int
+        Of splits, folds and LinearSVC.
+
+    Returns
+    -------
+    SVMResult
+
+    Raises
+    ------
+    UsageError
+        For an argument that is not allowed.
+    DataError
+        If labels, groups or splits do not allow the fit: one class only, fewer
+        groups of a class than folds, a group in both train and test.
+    StoreError
+        If a store cannot be read or lacks a block.
+
+    Notes
+    -----
+    The cross-validated score of the chosen parameters is optimistic, since they
+    were chosen by it; so are the out-of-fold metrics, slightly. A test is not.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> from sklearn.datasets import load_wine
+    >>> result = deepfeat.fit_svm(load_wine(return_X_y=True), test=0.25, param_grid={"C": [0.01, 0.1]})
+    >>> result.best_params["C"]
+    0.01
+    >>> bool(result.metrics.value["accuracy"] > 0.9)
+    True
+    """
+    _check_choices(fusion=(fusion, FUSIONS), kernel=(kernel, tuple(PARAMETERS)), loss=(loss, ("squared_hinge", "hinge")))
+    samples = load_samples(features, backbones, labels)
+    if fusion == "average" and not samples.averageable:
+        msg = (
+            f"fusion='average' is not defined for {' and '.join(samples.blocks)}, which are different embedding spaces: "
+            "use 'concat', 'late', or 'aligned'"
+        )
+        raise UsageError(msg)
+    classes: list[Any] = sorted(set(samples.y), key=str)
+    if positive is not None:
+        samples, classes = binarise(samples, positive), [f"not {positive}", positive]
+    train, held_out = _train_and_test(samples, test, seed)
+    X, y = samples.X[train], _plain(samples.y)[train]
+    folds = make_folds(y, samples.sets[train], cv, seed)
+    grid = make_grid(kernel, param_grid, _by_target(class_weight, classes, positive), samples.X.shape[1])
+    check_class_weights(grid["class_weight"], np.unique(y).tolist())
+    pipeline = make_pipeline(kernel, loss, fusion, list(samples.blocks.values()), seed)
+    fitted, best_params, cv_results = grid_search(pipeline, grid, X, y, folds, scoring, n_jobs)
+    predictions = _predictions(samples, train, out_of_fold(fitted, X, y, folds, n_jobs), classes, positive)
+    if len(held_out):
+        values = class_scores(fitted.decision_function(samples.X[held_out]))
+        tested = fitted.predict(samples.X[held_out]), values, np.full(len(held_out), "test", object)
+        predictions = pd.concat([predictions, _predictions(samples, held_out, tested, classes, positive)])
+    evaluated_on = "test" if len(held_out) else "out-of-fold"
+    scored = predictions[predictions["fold"] == "test"] if len(held_out) else predictions[predictions["fold"] != -1]
+    evaluation = evaluate(
+        scored["label"].tolist(), scored["predicted"].tolist(), scored[classes].to_numpy(float), classes, positive
+    )
+    return SVMResult(
+        pipeline=fitted,
+        best_params=best_params,
+        cv_results=cv_results,
+        metrics=evaluation.metrics,
+        per_class=evaluation.per_class,
+        confusion=evaluation.confusion,
+        predictions=predictions,
+        classes=classes,
+        blocks=samples.blocks,
+        evaluated_on=evaluated_on,
+        scoring=str(scoring),
+        warnings=[*samples.notes, *_doubts(fitted, cv_results)],
+    )
+
+
+def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            msg = f"{name} is {value!r}: use one of {', '.join(map(repr, allowed))}"
+            raise UsageError(msg)
+
+
+def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    everything = np.arange(len(samples.y))
+    if test is None:
+        return everything, everything[:0]
+    if isinstance(test, float):
+        return hold_out(_plain(samples.y), samples.sets, test, seed)
+    if test != "split":
+        msg = f"test is {test!r}: use 'split', a share such as 0.2, or None"
+        raise UsageError(msg)
+    in_test = samples.split == "test"
+    train, held_out = everything[~in_test], everything[in_test]
+    shared = np.intersect1d(samples.sets[train], samples.sets[held_out])
+    if len(shared):
+        first = samples.ids[held_out][np.isin(samples.sets[held_out], shared)][0]
+        msg = (
+            f"{len(shared)} group(s) of images are in both train and test of the stored split (first: {first!r} and "
+            "others of its group or content): make a split with deepfeat.split_table, or pass test=0.2 or test=None"
+        )
+        raise DataError(msg)
+    if len(held_out) and not len(train):
+        raise DataError("all images are test images in the stored split: pass test=0.2 or test=None")
+    return train, held_out
+
+
+def _plain(y: np.ndarray) -> np.ndarray:
+    """Labels in an array of their own type, as scikit-learn wants them."""
+    return np.array(y.tolist())
+
+
+def _by_target(class_weight: Any, classes: list[Any], positive: str | None) -> Any:
+    """Translate the names of the two classes of a one-against-the-rest problem to False and True."""
+    if positive is None:
+        return class_weight
+    if isinstance(class_weight, list | tuple):
+        return [_by_target(weight, classes, positive) for weight in class_weight]
+    if isinstance(class_weight, Mapping):
+        names = dict(zip(classes, (False, True), strict=True))
+        return {names.get(label, label): weight for label, weight in class_weight.items()}
+    return class_weight
+
+
+def _predictions(
+    samples: Samples, rows: np.ndarray, outcome: tuple[np.ndarray, ...], classes: list[Any], positive: str | None
+) -> pd.DataFrame:
+    predicted, decision, fold = outcome
+    labels = samples.y[rows]
+    if positive is not None:
+        labels, predicted = np.array(classes, object)[labels.astype(int)], np.array(classes, object)[predicted.astype(int)]
+    table = pd.DataFrame(
+        {"label": labels, "predicted": predicted}, index=pd.Index(samples.ids[rows], name="image_id"), dtype=object
+    )
+    table[classes] = decision
+    table["fold"] = fold.astype(object)
+    return table
+
+
+def _doubts(fitted: Any, cv_results: pd.DataFrame) -> list[str]:
+    best = cv_results.loc[cv_results["rank"].idxmin()]
+    doubts = [f"the best {name} is at the edge of its grid: widen it" for name in best["at_edge"]]
+    if not converged(fitted) or not best["converged"]:
+        doubts.append("the chosen SVM did not converge: its numbers may change with more iterations or a smaller C")
+    unsettled = int((~cv_results["converged"]).sum())
+    if unsettled:
+        doubts.append(f"{unsettled} of {len(cv_results)} candidates did not converge, see cv_results")
+    return doubts

@@ -1,0 +1,172 @@
+"""What a classifier is fitted on: rows of features with labels, groups and splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deepfeat.datasets import relabel
+from deepfeat.errors import DataError, UsageError
+from deepfeat.fusion import one_space
+from deepfeat.splits import merge_groups
+from deepfeat.store import DONE, FeatureStore, open_features
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows ready for scikit-learn.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, sum of widths), float32 or float64
+        The blocks side by side.
+    y : ndarray of shape (n,), object or bool
+    sets : ndarray of shape (n,), int
+        Images that must stay together, see `deepfeat.splits.merge_groups`.
+    ids : ndarray of shape (n,), object
+    split : ndarray of shape (n,), object
+        "train", "val", "test" or None.
+    blocks : dict of str to int
+        Name and width of each block.
+    averageable : bool
+        Whether the blocks are of one embedding space.
+    notes : list of str
+        What the user should know of rows left out or put together.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    sets: np.ndarray
+    ids: np.ndarray
+    split: np.ndarray
+    blocks: dict[str, int]
+    averageable: bool
+    notes: list[str]
+
+
+def load_samples(features: Any, backbones: str | Sequence[str] | None, labels: Any) -> Samples:
+    """Accept a store, a path, or plain arrays."""
+    if isinstance(features, tuple):
+        return _from_arrays(features, backbones, labels)
+    if isinstance(features, str | os.PathLike):
+        features = open_features(features)
+    if not isinstance(features, FeatureStore):
+        msg = f"features is a {type(features).__name__}: pass a path, a FeatureStore, or (X, y) or (X, y, groups)"
+        raise UsageError(msg)
+    return _from_store(features, backbones, labels)
+
+
+def binarise(samples: Samples, positive: str) -> Samples:
+    """Turn the labels into True for one class and False for the rest."""
+    if positive not in set(samples.y):
+        msg = f"positive is {positive!r}, which no image has: the labels are {sorted(set(samples.y), key=str)}"
+        raise UsageError(msg)
+    return replace(samples, y=samples.y == positive)
+
+
+def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any) -> Samples:
+    if len(arrays) not in (2, 3) or backbones is not None or isinstance(labels, pd.Series):
+        msg = "plain arrays are passed as (X, y) or (X, y, groups), without backbones and without a Series of labels"
+        raise UsageError(msg)
+    X, y = np.asarray(arrays[0]), np.asarray(arrays[1], dtype=object)
+    groups = np.asarray(arrays[2] if len(arrays) == 3 and arrays[2] is not None else [None] * len(X), dtype=object)
+    if X.ndim != 2 or not len(X) == len(y) == len(groups):
+        msg = f"X has shape {X.shape}, y {y.shape}, groups {groups.shape}: X is (n, d) and the others (n,)"
+        raise UsageError(msg)
+    ids = np.array([str(i) for i in range(len(X))], dtype=object)
+    table = pd.DataFrame({"image_id": ids, "label": y, "group": groups, "split": None})
+    if labels is not None:
+        table = relabel(table, labels)
+    notes: list[str] = []
+    keep = _labelled(table, notes)
+    rows = table[keep]
+    X = X[keep] if X.dtype.kind == "f" else X[keep].astype(np.float64)
+    _refuse_not_finite(X, rows["image_id"].to_numpy(object))
+    return _samples(X, rows, merge_groups(rows["group"].tolist()), {"X": X.shape[1]}, True, notes)
+
+
+def _from_store(
+    store: FeatureStore, backbones: str | Sequence[str] | None, labels: pd.Series | Mapping[str, str | None] | None
+) -> Samples:
+    names = store.blocks["key"].tolist() if backbones is None else [backbones] if isinstance(backbones, str) else backbones
+    blocks = [store.find(name) for name in names]
+    if not blocks:
+        msg = f"{store.path} has no features: run deepfeat.extract first"
+        raise DataError(msg)
+    maps = [block.name for block in blocks if len(block.shape) > 1]
+    if maps:
+        msg = f"{maps[0]} holds feature maps of shape {blocks[0].shape}: extract it with another pooling, or 'flatten'"
+        raise UsageError(msg)
+    table = store.table if labels is None else relabel(store.table, labels)
+    notes: list[str] = []
+    done, digests = _done_everywhere(store, [block.key for block in blocks], notes)
+    keep = done & _labelled(table, notes)
+    rows = table[keep]
+    if rows.empty:
+        msg = f"no image of {store.path} has both features and a label: pass labels= or extract with a labelled table"
+        raise DataError(msg)
+    ids = rows["image_id"].to_numpy(object)
+    X = np.concatenate([store.features(block.key, ids) for block in blocks], axis=1)
+    _refuse_not_finite(X, ids)
+    sets = merge_groups(rows["group"].tolist(), digests[keep])
+    _note_missing_groups(rows, notes)
+    widths = {_unique_name(block.name, block.key, blocks): block.dim for block in blocks}
+    return _samples(X, rows, sets, widths, one_space([block.spec for block in blocks]), notes)
+
+
+def _samples(
+    X: np.ndarray, rows: pd.DataFrame, sets: np.ndarray, blocks: dict[str, int], averageable: bool, notes: list[str]
+) -> Samples:
+    split = np.array([None if pd.isna(s) else s for s in rows["split"]], dtype=object)
+    ids, y = rows["image_id"].to_numpy(object), rows["label"].to_numpy(object)
+    return Samples(X, y, sets, ids, split, blocks, averageable, notes)
+
+
+def _done_everywhere(store: FeatureStore, keys: Sequence[str], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which images every block has, and the digest of the content that all of them saw."""
+    records = [store.records(key) for key in keys]
+    done = np.logical_and.reduce([r["state"] == DONE for r in records])
+    lacking = np.flatnonzero(~done)
+    if len(lacking):
+        first = store.table["image_id"][lacking[0]]
+        notes.append(f"{len(lacking)} image(s) without features in every block left out (first: {first!r})")
+    for key, other in zip(keys[1:], records[1:], strict=True):
+        differ = np.flatnonzero(done & (other["digest"] != records[0]["digest"]).any(axis=1))
+        if len(differ):
+            msg = (
+                f"{store.find(keys[0]).name} and {store.find(key).name} saw different contents of {len(differ)} image(s) "
+                f"(first: {store.table['image_id'][differ[0]]!r}): extract both again"
+            )
+            raise DataError(msg)
+    digests = np.array([digest.tobytes() for digest in records[0]["digest"]], dtype=object)
+    return done, digests
+
+
+def _labelled(table: pd.DataFrame, notes: list[str]) -> np.ndarray:
+    known = table["label"].notna().to_numpy()
+    if not known.all():
+        first = table["image_id"].to_numpy(object)[~known][0]
+        notes.append(f"{(~known).sum()} image(s) without a label left out (first: {first!r})")
+    return known
+
+
+def _note_missing_groups(rows: pd.DataFrame, notes: list[str]) -> None:
+    missing = int(rows["group"].isna().sum())
+    if 0 < missing < len(rows):
+        notes.append(f"{missing} image(s) without a group count as a group of their own")
+
+
+def _refuse_not_finite(X: np.ndarray, ids: np.ndarray) -> None:
+    wrong = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    if len(wrong):
+        msg = f"{len(wrong)} row(s) hold features that are not finite (first: {ids[wrong[0]]!r})"
+        raise DataError(msg)
+
+
+def _unique_name(name: str, key: str, blocks: Sequence[Any]) -> str:
+    return name if sum(block.name == name for block in blocks) == 1 else f"{name} ({key[:8]})"
