@@ -1,0 +1,290 @@
+"""The command line: one function per command, imports inside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepfeat import __version__
+from deepfeat.errors import DataWarning, DeepfeatError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process if None.
+
+    Returns
+    -------
+    int
+        0, 1 if the work failed, 2 for wrong use, 130 if interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DataWarning)
+            warnings.showwarning = _show_warning
+            arguments.run(arguments)
+    except UsageError as error:
+        return _complain(error, 2)
+    except (DeepfeatError, OSError) as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        print("deepfeat: stopped; what was computed is stored, and the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Run both stages on scikit-learn's digits, as a user would on a folder of images."""
+    import deepfeat
+    from deepfeat.demo import write_digits
+
+    folder = Path(arguments.folder)
+    images, cache = folder / "digits", folder / "features.h5"
+    print(f"Writing scikit-learn's digits as PNG files into {images}, one folder per class", file=sys.stderr)
+    write_digits(images)
+    deepfeat.extract(images, "EfficientNetLite0", cache)
+    print("Choosing C by cross-validation and scoring the held-out fifth", file=sys.stderr)
+    result = deepfeat.fit_svm(cache, test=0.2, param_grid={"C": [1e-4, 1e-3, 1e-2]}, n_jobs=arguments.jobs)
+    values = result.metrics["value"]
+    print(f"accuracy           {values['accuracy']:.3f}")
+    print(f"balanced accuracy  {values['balanced_accuracy']:.3f}")
+    print("\nOn a folder of your own, with one sub-folder per class:")
+    print("  deepfeat extract my_images --backbone EfficientNetLite0 --cache features.h5")
+    print("  deepfeat fit features.h5 --test 0.2")
+
+
+def extract(arguments: argparse.Namespace) -> None:
+    """Bring a feature store up to date with a folder of images."""
+    import deepfeat
+
+    backbones = [_backbone(text, arguments) for text in arguments.backbone]
+    store = deepfeat.extract(
+        _read_table(arguments),
+        backbones,
+        arguments.cache,
+        batch_size=arguments.batch_size,
+        on_error=arguments.on_error,
+        progress=not arguments.quiet,
+    )
+    _print_store(store, arguments.json)
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """Choose, fit and score an SVM on a feature store."""
+    import deepfeat
+
+    grid = {name: values for name in ("C", "gamma") if (values := getattr(arguments, name))}
+    weights = [None if weight == "none" else weight for weight in arguments.class_weight]
+    result = deepfeat.fit_svm(
+        arguments.cache,
+        backbones=arguments.backbone,
+        fusion=arguments.fusion,
+        kernel=arguments.kernel,
+        loss=arguments.loss,
+        param_grid=grid,
+        class_weight=weights,
+        positive=arguments.positive,
+        test=_test(arguments.test),
+        cv=arguments.cv,
+        scoring=arguments.scoring,
+        n_jobs=arguments.jobs,
+        seed=arguments.seed,
+    )
+    if arguments.predictions:
+        result.predictions.to_csv(arguments.predictions)
+    if not arguments.json:
+        print(result.summary())
+        return
+    record = {
+        "blocks": result.blocks,
+        "best_params": result.best_params,
+        "evaluated_on": result.evaluated_on,
+        "metrics": result.metrics["value"].to_dict(),
+        "per_class": result.per_class.to_dict("index"),
+        "confusion": result.confusion.to_dict("index"),
+        "cv_results": result.cv_results.to_dict("records"),
+        "warnings": result.warnings,
+    }
+    _print_json(record)
+
+
+def store_info(arguments: argparse.Namespace) -> None:
+    """Show what a feature store holds."""
+    import deepfeat
+
+    _print_store(deepfeat.open_features(arguments.cache), arguments.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="deepfeat", description="Extract image features once; fit SVMs on them in seconds.")
+    parser.add_argument("--version", action="version", version=f"deepfeat {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "demo", demo, "deepfeat demo")
+    command.add_argument("folder", nargs="?", default="deepfeat-demo", help="folder to make (default: deepfeat-demo)")
+    command.add_argument("--jobs", type=int, default=-1, help="fits at a time (default: one per core)")
+
+    command = _command(
+        commands, "extract", extract, "deepfeat extract photos --backbone EfficientNetLite0 --cache features.h5"
+    )
+    command.add_argument("images", help="folder of images; one sub-folder per class unless --csv or --isic gives labels")
+    command.add_argument(
+        "--backbone",
+        action="append",
+        required=True,
+        metavar="NAME[=WEIGHTS]",
+        help="network, or a .keras file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
+    )
+    command.add_argument("--cache", default="features.h5", help="feature store to make or extend (default: features.h5)")
+    labels = command.add_mutually_exclusive_group()
+    labels.add_argument("--csv", help="label file with a header line")
+    labels.add_argument("--isic", metavar="GROUND_TRUTH", help="one-hot ground truth of ISIC 2018 or 2019")
+    command.add_argument("--metadata", help="with --isic: CSV with image and lesion_id")
+    command.add_argument("--image-column", default="image", help="with --csv (default: image)")
+    command.add_argument("--label-column", default="label", help="with --csv (default: label)")
+    command.add_argument("--group-column", help="with --csv: patient or lesion")
+    command.add_argument("--split-column", help="with --csv: train, val or test")
+    command.add_argument("--layer", action="append", help="named layer instead of the network's output; may be repeated")
+    command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
+    command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
+    command.add_argument("--resize", default="squash", choices=("squash", "crop", "pad"))
+    command.add_argument("--preprocess", help="for a .keras file: none, tf, torch, caffe or lite")
+    command.add_argument("--batch-size", type=_batch_size, default="auto")
+    command.add_argument("--on-error", default="record", choices=("record", "raise"))
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--json", action="store_true")
+
+    command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")
+    command.add_argument("cache", help="feature store")
+    command.add_argument("--backbone", action="append", help="block to use, by name or key; may be repeated (default: all)")
+    command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
+    command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
+    command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
+    command.add_argument("--C", type=float, nargs="+", help="values to try")
+    command.add_argument("--gamma", type=float, nargs="+", help="values to try, for the rbf kernel")
+    command.add_argument("--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"))
+    command.add_argument("--positive", metavar="LABEL", help="this class against all others")
+    command.add_argument("--test", default="split", help="'split' (stored test rows), a share such as 0.2, or 'none'")
+    command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
+    command.add_argument("--scoring", default="balanced_accuracy", help="a scorer of scikit-learn")
+    command.add_argument("--jobs", type=int, default=-1, help="fits at a time (default: one per core)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
+    command.add_argument("--json", action="store_true")
+
+    store = commands.add_parser("store", help="look at a feature store").add_subparsers(required=True, metavar="COMMAND")
+    command = _command(store, "info", store_info, "deepfeat store info features.h5")
+    command.add_argument("cache", help="feature store")
+    command.add_argument("--json", action="store_true")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, example: str) -> argparse.ArgumentParser:
+    summary = run.__doc__.strip()
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary[0].lower() + summary[1:].rstrip("."), description=summary, epilog=f"example: {example}"
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _backbone(text: str, arguments: argparse.Namespace) -> Any:
+    import deepfeat
+
+    options = {
+        "layer": arguments.layer if arguments.layer is None or len(arguments.layer) > 1 else arguments.layer[0],
+        "pooling": None if arguments.pooling == "none" else arguments.pooling,
+        "input_size": arguments.input_size,
+        "resize": arguments.resize,
+    }
+    if text.endswith(".keras"):
+        if arguments.preprocess is None:
+            raise UsageError("a .keras file needs --preprocess: none, tf, torch, caffe or lite")
+        return deepfeat.load_backbone(text, preprocess=arguments.preprocess, **options)
+    name, separator, weights = text.partition("=")
+    chosen = {"": "imagenet", "random": None}.get(weights, weights) if separator else "imagenet"
+    return deepfeat.Backbone(name, weights=chosen, **options)
+
+
+def _read_table(arguments: argparse.Namespace) -> Any:
+    import deepfeat
+
+    if arguments.metadata and not arguments.isic:
+        raise UsageError("--metadata goes with --isic")
+    if arguments.isic:
+        return deepfeat.read_isic(arguments.images, arguments.isic, arguments.metadata)
+    if arguments.csv:
+        return deepfeat.read_csv(
+            arguments.csv,
+            arguments.images,
+            image=arguments.image_column,
+            label=arguments.label_column,
+            group=arguments.group_column,
+            split=arguments.split_column,
+        )
+    return deepfeat.read_folder(arguments.images)
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _test(text: str) -> str | float | None:
+    if text in ("split", "none"):
+        return None if text == "none" else text
+    try:
+        return float(text)
+    except ValueError as error:
+        msg = f"--test is {text!r}: use 'split', 'none', or a share such as 0.2"
+        raise UsageError(msg) from error
+
+
+def _print_store(store: Any, as_json: bool) -> None:
+    blocks = store.blocks
+    if as_json:
+        labels = store.table["label"].value_counts().sort_index().to_dict()
+        _print_json({"images": store.n_images, "labels": labels, "blocks": blocks.to_dict("records")})
+        return
+    print(f"{store.path}: {store.n_images} images, {store.table['label'].nunique()} classes")
+    shown = blocks[["name", "key", "dim", "done", "missing", "failed"]].assign(key=blocks["key"].str[:8])
+    print(shown.to_string(index=False) if len(blocks) else "no feature blocks yet")
+    for row in store.failures.head(10).itertuples():
+        print(f"failed: {row.image_id} ({row.block}): {row.reason}")
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    """Print JSON; what is not a number there becomes null."""
+    import pandas as pd
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        value = value.item() if hasattr(value, "item") else value
+        return None if isinstance(value, float) and pd.isna(value) else value
+
+    print(json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"note: {message}", file=sys.stderr)
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"deepfeat: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
