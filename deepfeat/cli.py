@@ -126,7 +126,9 @@ def store_info(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="deepfeat", description="Extract image features once; fit SVMs on them in seconds.")
+    parser = argparse.ArgumentParser(
+        prog="deepfeat", description="Extract image features once; fit SVMs on them in seconds."
+    )
     parser.add_argument("--version", action="version", version=f"deepfeat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -137,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(
         commands, "extract", extract, "deepfeat extract photos --backbone EfficientNetLite0 --cache features.h5"
     )
-    command.add_argument("images", help="folder of images; one sub-folder per class unless --csv or --isic gives labels")
+    command.add_argument(
+        "images", help="folder of images; one sub-folder per class unless --csv or --isic gives labels"
+    )
     command.add_argument(
         "--backbone",
         action="append",
@@ -145,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[=WEIGHTS]",
         help="network, or a .keras file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
     )
-    command.add_argument("--cache", default="features.h5", help="feature store to make or extend (default: features.h5)")
+    command.add_argument(
+        "--cache", default="features.h5", help="feature store to make or extend (default: features.h5)"
+    )
     labels = command.add_mutually_exclusive_group()
     labels.add_argument("--csv", help="label file with a header line")
     labels.add_argument("--isic", metavar="GROUND_TRUTH", help="one-hot ground truth of ISIC 2018 or 2019")
@@ -154,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--label-column", default="label", help="with --csv (default: label)")
     command.add_argument("--group-column", help="with --csv: patient or lesion")
     command.add_argument("--split-column", help="with --csv: train, val or test")
-    command.add_argument("--layer", action="append", help="named layer instead of the network's output; may be repeated")
+    command.add_argument(
+        "--layer", action="append", help="named layer instead of the network's output; may be repeated"
+    )
     command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
     command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
     command.add_argument("--resize", default="squash", choices=("squash", "crop", "pad"))
@@ -166,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")
     command.add_argument("cache", help="feature store")
-    command.add_argument("--backbone", action="append", help="block to use, by name or key; may be repeated (default: all)")
+    command.add_argument(
+        "--backbone", action="append", help="block to use, by name or key; may be repeated (default: all)"
+    )
     command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
     command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
     command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
@@ -182,7 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
     command.add_argument("--json", action="store_true")
 
-    store = commands.add_parser("store", help="look at a feature store").add_subparsers(required=True, metavar="COMMAND")
+    store = commands.add_parser("store", help="look at a feature store").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
     command = _command(store, "info", store_info, "deepfeat store info features.h5")
     command.add_argument("cache", help="feature store")
     command.add_argument("--json", action="store_true")

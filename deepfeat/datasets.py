@@ -294,7 +294,13 @@ def _table(
 ) -> pd.DataFrame:
     missing = [None] * len(image_id)
     return pd.DataFrame(
-        {"image_id": image_id, "path": path, "label": label or missing, "group": group or missing, "split": split or missing}
+        {
+            "image_id": image_id,
+            "path": path,
+            "label": label or missing,
+            "group": group or missing,
+            "split": split or missing,
+        }
     )
 
 
@@ -341,7 +347,9 @@ def _walk(root: str | os.PathLike[str]) -> Iterator[str]:
 
 def _empty_folders(root: str | os.PathLike[str], used: set[str]) -> list[str]:
     return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".") and entry.name not in used
+        entry.name
+        for entry in os.scandir(root)
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in used
     )
 
 
@@ -398,18 +406,24 @@ def _locate(
     matches = _match(ids, names)
     several = [f"{i} ({', '.join(found[:3])})" for i, found in zip(ids, matches, strict=True) if len(found) > 1]
     if several:
-        msg = f"{_count(several, 'row(s) that fit several files')}: give the path below {os.fspath(images)!r} with its ending"
+        named = _count(several, "row(s) that fit several files")
+        msg = f"{named}: give the path below {os.fspath(images)!r} with its ending"
         raise DataError(msg)
     paths = [_join(images, found[0]) if found else "" for found in matches]
     table = _table(ids, paths, label, group, split)
     found_rows = [bool(found) for found in matches]
     if not any(found_rows):
-        msg = f"none of the {len(ids)} rows of {source} has an image in {os.fspath(images)!r}: the first is {ids[0]!r}" if ids else (
-            f"{source} has no rows"
+        msg = (
+            f"none of the {len(ids)} rows of {source} has an image in {os.fspath(images)!r}: the first is {ids[0]!r}"
+            if ids
+            else (f"{source} has no rows")
         )
         raise DataError(msg)
     used = {found[0] for found in matches if found}
-    _warn([i for i, found in zip(ids, found_rows, strict=True) if not found], f"row(s) of {source} without an image left out")
+    _warn(
+        [i for i, found in zip(ids, found_rows, strict=True) if not found],
+        f"row(s) of {source} without an image left out",
+    )
     _warn([n for n in names if n not in used], f"image(s) in {os.fspath(images)} without a row left out")
     table = check_table(table[found_rows].reset_index(drop=True))
     if label is not None:
@@ -474,15 +488,17 @@ def _warn(items: Iterable[str], what: str) -> None:
 def relabel(table: pd.DataFrame, labels: pd.Series | Mapping[str, str | None]) -> pd.DataFrame:
     """Replace labels, by image id (a Series) or by old label (a mapping; None removes a class)."""
     if isinstance(labels, pd.Series):
-        unknown = [str(i) for i in labels.index if i not in set(table["image_id"])]
+        known = set(table["image_id"])
+        unknown = [str(i) for i in labels.index if i not in known]
         if unknown:
             msg = f"{_count(unknown, 'label(s) for images that are not in the store')}"
             raise DataError(msg)
         new = labels.reindex(table["image_id"]).tolist()
     else:
-        unknown = [str(old) for old in labels if old not in set(table["label"].dropna())]
+        known = set(table["label"].dropna())
+        unknown = [str(old) for old in labels if old not in known]
         if unknown:
-            msg = f"labels names {unknown[0]!r}, which no image has: the labels are {sorted(set(table['label'].dropna()))}"
+            msg = f"labels names {unknown[0]!r}, which no image has: the labels are {sorted(known)}"
             raise DataError(msg)
         new = [labels.get(old, old) if isinstance(old, str) else None for old in table["label"]]
     return table.assign(label=[None if pd.isna(v) else str(v) for v in new])

@@ -23,7 +23,8 @@ PIXELS_VERSION = 1
 
 #: File name endings, lower case, by which an image is recognised in a folder.
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split()
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff")
+    + (".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
 )
 
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,6 +156,7 @@ class FeatureStore:
 
     @cached_property
     def table(self) -> pd.DataFrame:
+        """One row per image, read on first use."""
         with _reading(self.path) as file:
             columns = {name: _read_text(file["images"][name]) for name in COLUMNS}
         return pd.DataFrame(
@@ -163,6 +165,7 @@ class FeatureStore:
 
     @property
     def blocks(self) -> pd.DataFrame:
+        """One row per feature block."""
         rows = []
         for block in self._blocks:
             states = self.records(block.key)["state"]
@@ -186,6 +189,7 @@ class FeatureStore:
 
     @property
     def failures(self) -> pd.DataFrame:
+        """One row per failed image and block."""
         rows = []
         for block in self._blocks:
             records = self.records(block.key)
@@ -347,7 +351,7 @@ class StoreWriter:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> StoreWriter:
-        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 -- closed in __exit__
+        self._file = open(self.path, "r+b", buffering=0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -412,7 +416,7 @@ class StoreWriter:
         features = np.ascontiguousarray(features, "<f4").reshape(len(rows), -1)
         records = records.copy()
         records["state"] = DONE
-        records["checksum"] = [crc32(row) for row in features]
+        records["checksum"] = [crc32(row.data) for row in features]
         self._write_runs(block, rows, features, "features_at")
         self._write_runs(block, rows, records, "records_at")
 
@@ -482,9 +486,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
             raise StoreError(msg)
         version = int(file.attrs.get("format_version", 0))
         if version != FORMAT_VERSION:
-            msg = (
-                f"{path} has format version {version}, and this deepfeat reads version {FORMAT_VERSION}: upgrade deepfeat"
-            )
+            msg = f"{path} has format version {version}, and this deepfeat reads version {FORMAT_VERSION}: upgrade deepfeat"
             raise StoreError(msg)
         yield file
 
@@ -553,7 +555,7 @@ def _write_text(group: h5py.Group, values: Sequence[str]) -> None:
 
 def _read_text(group: h5py.Group) -> list[str]:
     data, ends = group["utf8"][()].tobytes(), group["offsets"][()].tolist()
-    return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [data[a:b].decode("utf-8", "surrogateescape") for a, b in itertools.pairwise(ends)]
 
 
 def _map(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -563,7 +565,7 @@ def _map(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np
 
 
 def _same(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    return all([x or None for x in a[c].where(a[c].notna(), None)] == [x or None for x in b[c].where(b[c].notna(), None)] for c in COLUMNS)
+    return all(a[name].fillna("").tolist() == b[name].fillna("").tolist() for name in COLUMNS)
 
 
 def _differences(blocks: Sequence[Block]) -> str:

@@ -38,7 +38,9 @@ def extract_features(data: Path, cache: Path, mobilenet: str) -> tuple[deepfeat.
             rows.append({"backbone": backbone.name, "run": run, "images": len(table), "seconds": f"{seconds:.2f}"})
     start = time.perf_counter()
     deepfeat.open_features(cache)
-    rows.append({"backbone": "open_features alone", "run": "", "images": "", "seconds": f"{time.perf_counter() - start:.4f}"})
+    rows.append(
+        {"backbone": "open_features alone", "run": "", "images": "", "seconds": f"{time.perf_counter() - start:.4f}"}
+    )
     return store, rows
 
 
@@ -89,15 +91,15 @@ def report(extraction: list[dict], fits: list[dict]) -> str:
         [
             "# HAM10000 with two frozen networks",
             "Made by `python examples/ham10000.py DATA --mobilenet WEIGHTS --table docs/results/ham10000.md`. "
-            "HAM10000 (Tschandl et al. 2018, doi 10.1038/sdata.2018.161) has 10,015 dermoscopic images of 7,470 lesions, "
-            "here with the eight classes of ISIC 2019 and downsized to 200 x 150 pixels. "
+            "HAM10000 (Tschandl et al. 2018, doi 10.1038/sdata.2018.161) has 10,015 dermoscopic "
+            "images of 7,470 lesions, here with the eight classes of ISIC 2019 and downsized to 200 x 150 pixels. "
             "MobileNetV2's ImageNet weights were quantised to 8 bits and restored. "
             f"Measured on {machine}.",
             "## Extraction",
             markdown(extraction),
             "## Eight classes",
-            "Out-of-fold predictions of five folds, pooled. *grouped* keeps the images of a lesion in one fold; *random* does not, "
-            "and flatters every row. A searched C was chosen by balanced accuracy on the same folds.",
+            "Out-of-fold predictions of five folds, pooled. *grouped* keeps the images of a lesion in one fold; "
+            "*random* does not, and flatters every row. A searched C was chosen by balanced accuracy on the same folds.",
             markdown(multi),
             "## Melanoma against the rest",
             markdown(melanoma),

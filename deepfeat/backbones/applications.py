@@ -28,7 +28,10 @@ class Application(NamedTuple):
 #: Default input size, preprocessing and file of ImageNet weights without the top, as in
 #: Keras 3. A file name with {rows} depends on the input size.
 APPLICATIONS = {
-    **{f"ConvNeXt{s}": Application(224, "none", f"convnext_{s.lower()}_notop.h5") for s in ("Tiny", "Small", "Base", "Large", "XLarge")},
+    **{
+        f"ConvNeXt{s}": Application(224, "none", f"convnext_{s.lower()}_notop.h5")
+        for s in ("Tiny", "Small", "Base", "Large", "XLarge")
+    },
     **{f"DenseNet{n}": Application(224, "torch", f"densenet{n}_{_TF_KERNELS}_notop.h5") for n in (121, 169, 201)},
     **{
         f"EfficientNetB{i}": Application(size, "none", f"efficientnetb{i}_notop.h5")

@@ -69,8 +69,8 @@ def networks() -> list[Network]:
             input_size=(variant.input_size, variant.input_size),
             preprocess=PREPROCESSINGS["lite"],
             pretrained=partial(_pretrained, name),
-            weights_file=lambda shape, package=variant.package: find_checkpoint(package),
-            offline=lambda package=variant.package: find_checkpoint(package) is not None,
+            weights_file=partial(_weights_file, name),
+            offline=partial(_offline, name),
         )
         for name, variant in VARIANTS.items()
     ]
@@ -101,9 +101,7 @@ def _blocks(variant: Variant) -> Iterator[tuple[Stage, int]]:
             yield stage, stage.stride if repeat == 0 else 1
 
 
-def _inverted_residual(
-    x: keras.KerasTensor, stage: Stage, stride: int, filters: int, name: str
-) -> keras.KerasTensor:
+def _inverted_residual(x: keras.KerasTensor, stage: Stage, stride: int, filters: int, name: str) -> keras.KerasTensor:
     """Expand, convolve each channel, project; add the input where shapes allow (MobileNetV2, figure 4b)."""
     from keras import layers
 
@@ -146,6 +144,14 @@ def _pretrained(name: str, shape: Shape) -> keras.Model:
     model = efficientnet_lite(name, shape)
     _assign(model, read_checkpoint(file))
     return model
+
+
+def _weights_file(name: str, shape: Shape) -> Path | None:
+    return find_checkpoint(VARIANTS[name].package)
+
+
+def _offline(name: str) -> bool:
+    return find_checkpoint(VARIANTS[name].package) is not None
 
 
 def find_checkpoint(package: str) -> Path | None:

@@ -42,7 +42,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.channels not in ("rgb", "bgr") or len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
-            msg = f"{self} is not a preprocessing: channels is 'rgb' or 'bgr', mean and std hold three numbers, std none of them 0"
+            msg = (
+                f"{self} is not a preprocessing: use channels 'rgb' or 'bgr', three means, and three stds other than 0"
+            )
             raise UsageError(msg)
 
 
@@ -50,9 +52,7 @@ class Preprocessing:
 PREPROCESSINGS = {
     "none": Preprocessing(),
     "tf": Preprocessing(mean=(127.5,) * 3, std=(127.5,) * 3),
-    "torch": Preprocessing(
-        mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
-    ),
+    "torch": Preprocessing(mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)),
     "caffe": Preprocessing("bgr", mean=(103.939, 116.779, 123.68)),
     "lite": Preprocessing(mean=(127.0,) * 3, std=(128.0,) * 3),
 }
@@ -152,7 +152,7 @@ class Backbone:
         if self.layer is not None and not isinstance(self.layer, str):
             object.__setattr__(self, "layer", tuple(self.layer))
         if self.weights not in (None, "imagenet") and not Path(str(self.weights)).is_file():
-            msg = f"weights {os.fspath(self.weights)!r} is not a file: use 'imagenet', None, or a file of weights"  # type: ignore[arg-type]
+            msg = f"weights {os.fspath(self.weights)!r} is not a file: use 'imagenet', None, or a file of weights"
             raise UsageError(msg)
 
     @property
@@ -404,7 +404,9 @@ def _size(size: Any, default: tuple[int, int] | None) -> tuple[int, int]:
     if size is None and default is not None:
         return default
     pair = (size, size) if isinstance(size, int | np.integer) else size
-    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in pair)):
+    if not (
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in pair)
+    ):
         msg = f"input_size is {size!r}: use a number of pixels, or height and width"
         raise UsageError(msg)
     return int(pair[0]), int(pair[1])

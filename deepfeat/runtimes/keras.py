@@ -121,7 +121,7 @@ def _preprocess(images: Any, preprocessing: Preprocessing) -> Any:
     x = ops.cast(images, "float32")
     if preprocessing.channels == "bgr":
         x = ops.flip(x, axis=-1)
-    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
     return (x - mean) / std
 
 

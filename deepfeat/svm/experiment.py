@@ -15,6 +15,7 @@ from deepfeat.splits import hold_out, make_folds
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Samples, binarise, load_samples
 from deepfeat.svm.search import (
+    LOSSES,
     PARAMETERS,
     check_class_weights,
     converged,
@@ -112,7 +113,7 @@ def fit_svm(
     >>> bool(result.metrics.value["accuracy"] > 0.9)
     True
     """
-    _check_choices(fusion=(fusion, FUSIONS), kernel=(kernel, tuple(PARAMETERS)), loss=(loss, ("squared_hinge", "hinge")))
+    _check_choices(fusion=(fusion, FUSIONS), kernel=(kernel, tuple(PARAMETERS)), loss=(loss, LOSSES))
     samples = load_samples(features, backbones, labels)
     if fusion == "average" and not samples.averageable:
         msg = (
@@ -168,7 +169,7 @@ def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray,
     if test is None:
         return everything, everything[:0]
     if isinstance(test, float):
-        return hold_out(_plain(samples.y), samples.sets, test, seed)
+        return hold_out(_plain(samples.y), samples.sets.tolist(), test, seed)
     if test != "split":
         msg = f"test is {test!r}: use 'split', a share such as 0.2, or None"
         raise UsageError(msg)
@@ -210,7 +211,10 @@ def _predictions(
     predicted, decision, fold = outcome
     labels = samples.y[rows]
     if positive is not None:
-        labels, predicted = np.array(classes, object)[labels.astype(int)], np.array(classes, object)[predicted.astype(int)]
+        labels, predicted = (
+            np.array(classes, object)[labels.astype(int)],
+            np.array(classes, object)[predicted.astype(int)],
+        )
     table = pd.DataFrame(
         {"label": labels, "predicted": predicted}, index=pd.Index(samples.ids[rows], name="image_id"), dtype=object
     )

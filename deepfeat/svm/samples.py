@@ -93,7 +93,9 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any) -> Sample
 def _from_store(
     store: FeatureStore, backbones: str | Sequence[str] | None, labels: pd.Series | Mapping[str, str | None] | None
 ) -> Samples:
-    names = store.blocks["key"].tolist() if backbones is None else [backbones] if isinstance(backbones, str) else backbones
+    names = (
+        store.blocks["key"].tolist() if backbones is None else [backbones] if isinstance(backbones, str) else backbones
+    )
     blocks = [store.find(name) for name in names]
     if not blocks:
         msg = f"{store.path} has no features: run deepfeat.extract first"
@@ -139,8 +141,8 @@ def _done_everywhere(store: FeatureStore, keys: Sequence[str], notes: list[str])
         differ = np.flatnonzero(done & (other["digest"] != records[0]["digest"]).any(axis=1))
         if len(differ):
             msg = (
-                f"{store.find(keys[0]).name} and {store.find(key).name} saw different contents of {len(differ)} image(s) "
-                f"(first: {store.table['image_id'][differ[0]]!r}): extract both again"
+                f"{store.find(keys[0]).name} and {store.find(key).name} saw different contents of "
+                f"{len(differ)} image(s) (first: {store.table['image_id'][differ[0]]!r}): extract both again"
             )
             raise DataError(msg)
     digests = np.array([digest.tobytes() for digest in records[0]["digest"]], dtype=object)

@@ -23,6 +23,7 @@ from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier
 from deepfeat.splits import Fold
 
 PARAMETERS = {"linear": ("C",), "rbf": ("C", "gamma")}
+LOSSES = ("squared_hinge", "hinge")
 
 
 def make_pipeline(kernel: str, loss: str, fusion: str, widths: Sequence[int], seed: int) -> Pipeline:
@@ -44,7 +45,7 @@ def make_pipeline(kernel: str, loss: str, fusion: str, widths: Sequence[int], se
         if fusion == "average":
             steps.insert(0, ("average", BlockAverage(list(widths))))
         if fusion == "aligned":
-            # It scales as a whole; one by one, the last principal components would be blown up to the size of the first.
+            # It scales as a whole: one by one, the last principal components would grow to the size of the first.
             steps[0] = ("aligned", AlignedAverage(list(widths)))
     return Pipeline(steps)
 
@@ -76,7 +77,11 @@ def make_grid(
     for name, values in grid.items():
         wrong = [v for v in values if not (v == "scale" and name == "gamma") and not _is_positive(v)]
         if wrong or not values:
-            msg = f"param_grid[{name!r}] holds {wrong[0]!r}: use numbers above 0" if wrong else f"param_grid[{name!r}] is empty"
+            msg = (
+                f"param_grid[{name!r}] holds {wrong[0]!r}: use numbers above 0"
+                if wrong
+                else f"param_grid[{name!r}] is empty"
+            )
             raise UsageError(msg)
     grid["class_weight"] = list(class_weight) if isinstance(class_weight, list | tuple) else [class_weight]
     return grid
@@ -106,6 +111,7 @@ class Score:
         self.scorer = scorer
 
     def __call__(self, estimator: Any, X: Any, y: Any) -> dict[str, float]:
+        """Score an estimator on the rows of one fold's test part."""
         return {"score": self.scorer(estimator, X, y), "converged": float(converged(estimator))}
 
 
@@ -160,7 +166,9 @@ def _result_table(
     results: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], prefix: str, n_folds: int
 ) -> pd.DataFrame:
     params = [{name: p[prefix + name] for name in grid} for p in results["params"]]
-    table = pd.DataFrame({name: pd.Series([p[name] for p in params], dtype=None if name != "class_weight" else object) for name in grid})
+    table = pd.DataFrame(
+        {name: pd.Series([p[name] for p in params], dtype=None if name != "class_weight" else object) for name in grid}
+    )
     table["mean"], table["std"] = results["mean_test_score"], results["std_test_score"]
     for fold in range(n_folds):
         table[f"fold{fold}"] = results[f"split{fold}_test_score"]
