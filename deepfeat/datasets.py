@@ -14,7 +14,6 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,7 +86,7 @@ def read_folder(root: str | os.PathLike[str]) -> pd.DataFrame:
         split=[SPLITS[p[0].lower()] for p in parts] if split_layout else None,
     )
     _warn(others, "file(s) without an image ending left out")
-    _warn(_empty_folders(root, {p[0] for p in parts}), "sub-folder(s) without any image")
+    _warn(_empty_folders(root, parts, skip), "sub-folder(s) without any image")
     if table["label"].notna().any():
         _warn(table.image_id[table["label"].isna()], "image(s) outside any class folder, so without a label")
     _warn(_lookalikes(names), "image(s) with names that differ only in folder or ending")
@@ -130,8 +129,9 @@ def read_csv(
     UsageError
         If a named column is not there.
     DataError
-        For text that is not UTF-8, duplicate ids, a name that fits several
-        files, an unknown split, or when no row has an image.
+        For text that is not UTF-8 or not a table, duplicate ids, a name that
+        fits several files, a file that several rows name, an unknown split, or
+        when no row has an image.
 
     Warns
     -----
@@ -207,7 +207,8 @@ def split_table(table: pd.DataFrame, test_size: float = 0.2, seed: int = 0) -> p
         As made by `read_folder`, `read_csv` or `read_isic`.
     test_size : float
         Share of the images for the test, between 0 and 1; with groups it is met
-        to the nearest fraction with a denominator up to 20.
+        to the nearest fraction with a denominator up to 20, or up to the number
+        of groups of the largest class where that is smaller.
     seed : int
         Seed of the shuffling.
 
@@ -237,9 +238,7 @@ def split_table(table: pd.DataFrame, test_size: float = 0.2, seed: int = 0) -> p
     labelled = table[table["label"].notna()]
     if labelled.empty:
         raise DataError("no image has a label, and a stratified split needs them")
-    train, test = hold_out(
-        labelled["label"].to_numpy(object), labelled["group"].to_numpy(object), Fraction(test_size), seed
-    )
+    train, test = hold_out(labelled["label"].to_numpy(object), labelled["group"].to_numpy(object), test_size, seed)
     split: list[str | None] = [None] * len(table)
     position = labelled.index.to_numpy()
     for side, rows in (("train", train), ("test", test)):
@@ -256,9 +255,14 @@ def as_table(images: Any) -> pd.DataFrame:
         path = os.fspath(images)
         return check_table(_table([path], [os.path.abspath(path)])) if os.path.isfile(path) else read_folder(path)
     if isinstance(images, Iterable):
-        paths = [os.fspath(path) for path in images]
-        if not paths:
+        items = list(images)
+        if not items:
             raise DataError("the list of images is empty")
+        strange = [item for item in items if not isinstance(item, str | os.PathLike)]
+        if strange:
+            msg = f"the list of images holds a {type(strange[0]).__name__}: pass paths of image files"
+            raise UsageError(msg)
+        paths = [os.fspath(item) for item in items]
         return check_table(_table(paths, [os.path.abspath(p) for p in paths]))
     msg = f"images is a {type(images).__name__}: pass a table, a folder, or a list of paths"
     raise UsageError(msg)
@@ -323,7 +327,8 @@ def _join(root: str | os.PathLike[str], name: str) -> str:
 def _list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     """Return the images and the other files below a folder, relative and sorted."""
     if not os.path.isdir(root):
-        msg = f"{os.fspath(root)!r} is not a folder"
+        state = "is not a folder" if os.path.exists(root) else "does not exist"
+        msg = f"{os.fspath(root)!r} {state}: give the folder that holds the images"
         raise UsageError(msg)
     names = sorted(_walk(root))
     images = [n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES]
@@ -333,7 +338,7 @@ def _list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
 
 def _walk(root: str | os.PathLike[str]) -> Iterator[str]:
     above: dict[str, frozenset[str]] = {os.fspath(root): frozenset()}
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=_warn_unlisted, followlinks=True):
         seen = above.pop(folder) | {os.path.realpath(folder)}
         # A link to a folder above would be walked for ever.
         subfolders[:] = [
@@ -345,11 +350,19 @@ def _walk(root: str | os.PathLike[str]) -> Iterator[str]:
                 yield Path(os.path.relpath(os.path.join(folder, file), root)).as_posix()
 
 
-def _empty_folders(root: str | os.PathLike[str], used: set[str]) -> list[str]:
+def _warn_unlisted(error: OSError) -> None:
+    _warn([str(error.filename)], f"folder(s) left out, since listing failed with {error.strerror!r}")
+
+
+def _empty_folders(root: str | os.PathLike[str], parts: Iterable[tuple[str, ...]], depth: int) -> list[str]:
+    """Folders without images beside those with images, down to ``depth`` levels below the first."""
+    used = {p[:level] for p in parts for level in range(1, len(p))}
+    parents = [(), *sorted(p for p in used if len(p) <= depth)]
     return sorted(
-        entry.name
-        for entry in os.scandir(root)
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in used
+        "/".join((*parent, entry.name))
+        for parent in parents
+        for entry in os.scandir(os.path.join(root, *parent))
+        if entry.is_dir() and not entry.name.startswith(".") and (*parent, entry.name) not in used
     )
 
 
@@ -360,21 +373,39 @@ def _lookalikes(names: Sequence[str]) -> list[str]:
 
 def _read_delimited(path: str | os.PathLike[str], needed: Sequence[str]) -> pd.DataFrame:
     """Read a CSV file as text, with the delimiter under which the needed columns exist."""
-    text = _read_text(path)
-    header = text.split("\n", 1)[0].rstrip("\r")
-    headers = {d: [c.strip() for c in next(csv_module.reader([header], delimiter=d), [])] for d in _DELIMITERS}
-    delimiter = max(_DELIMITERS, key=lambda d: (len(set(needed) & set(headers[d])), len(headers[d])))
-    lacking = [c for c in needed if c not in headers[delimiter]]
-    if lacking:
-        msg = f"{os.fspath(path)} has no column {lacking[0]!r}: it has {headers[delimiter]}"
-        raise UsageError(msg)
+    source, text = os.fspath(path), _read_text(path)
     try:
-        rows = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, index_col=False)
-    except pd.errors.ParserError as error:
-        msg = f"{os.fspath(path)} cannot be read as a table: {error}"
+        headers = {d: next(_records(text, d), []) for d in _DELIMITERS}
+        delimiter = max(_DELIMITERS, key=lambda d: (len(set(needed) & set(headers[d])), len(headers[d])))
+        header = headers[delimiter]
+        _check_header(header, needed, source)
+        rows = [row for row in _records(text, delimiter, strict=True) if any(row)][1:]
+    except csv_module.Error as error:
+        msg = f"{source} cannot be read as a table: {error}"
         raise DataError(msg) from error
-    rows.columns = [c.strip() for c in rows.columns]
-    return rows.fillna("").apply(lambda column: column.str.strip())
+    width = len(header)
+    ragged = [delimiter.join(row) for row in rows if any(row[width:])]
+    if ragged:
+        what = f"row(s) of {source} with more than {width} values"
+        msg = f"{_count(ragged, what)}: quote values that hold {delimiter!r}"
+        raise DataError(msg)
+    table = pd.DataFrame([[*row[:width], *[""] * (width - len(row))] for row in rows], columns=header, dtype=object)
+    return table.loc[:, [column != "" for column in header]]
+
+
+def _records(text: str, delimiter: str, *, strict: bool = False) -> Iterator[list[str]]:
+    records = csv_module.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=strict)
+    return ([value.strip() for value in record] for record in records)
+
+
+def _check_header(header: Sequence[str], needed: Sequence[str], source: str) -> None:
+    for column in needed:
+        if column not in header:
+            msg = f"{source} has no column {column!r}: it has {header}"
+            raise UsageError(msg)
+        if header.count(column) > 1:
+            msg = f"{source} has {header.count(column)} columns {column!r}: rename or remove all but one"
+            raise DataError(msg)
 
 
 def _read_text(path: str | os.PathLike[str]) -> str:
@@ -385,10 +416,16 @@ def _read_text(path: str | os.PathLike[str]) -> str:
         raise UsageError(msg) from error
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        msg = f"{os.fspath(path)} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        tried = encoding.removesuffix("-sig").upper()
+        msg = f"{os.fspath(path)} is not {tried} text (byte {error.start}): save it as UTF-8"
         raise DataError(msg) from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
+    if not text.strip():
+        msg = f"{os.fspath(path)} is empty: it needs a header line and a row for each image"
+        raise DataError(msg)
+    return text
 
 
 def _locate(
@@ -416,10 +453,17 @@ def _locate(
         msg = (
             f"none of the {len(ids)} rows of {source} has an image in {os.fspath(images)!r}: the first is {ids[0]!r}"
             if ids
-            else (f"{source} has no rows")
+            else f"{source} has a header and no rows: it needs a row for each image"
         )
         raise DataError(msg)
-    used = {found[0] for found in matches if found}
+    used: dict[str, list[str]] = defaultdict(list)
+    for i, found in zip(ids, matches, strict=True):
+        if found:
+            used[found[0]].append(i)
+    shared = [f"{name} ({', '.join(rows[:3])})" for name, rows in used.items() if len(rows) > 1]
+    if shared:
+        msg = f"{_count(shared, f'image(s) that several rows of {source} name')}: keep one row for each"
+        raise DataError(msg)
     _warn(
         [i for i, found in zip(ids, found_rows, strict=True) if not found],
         f"row(s) of {source} without an image left out",
@@ -433,7 +477,6 @@ def _locate(
 
 def _match(ids: Sequence[str], names: Sequence[str]) -> list[list[str]]:
     """Files for each id: by relative path, path without ending, file name, bare name; first that fits."""
-    # File systems disagree on how an accented letter is composed; labels follow neither.
     keys = (
         lambda name: name,
         lambda name: name.with_suffix(""),
@@ -442,11 +485,16 @@ def _match(ids: Sequence[str], names: Sequence[str]) -> list[list[str]]:
     )
     indices: list[dict[str, list[str]]] = [defaultdict(list) for _ in keys]
     for name in names:
-        path = PurePosixPath(unicodedata.normalize("NFC", name))
+        path = _comparable(name)
         for key, index in zip(keys, indices, strict=True):
             index[str(key(path))].append(name)
-    wanted = (str(PurePosixPath(unicodedata.normalize("NFC", i.replace("\\", "/")))) for i in ids)
+    wanted = [str(_comparable(i)) for i in ids]
     return [next((index[w] for index in indices if w in index), []) for w in wanted]
+
+
+def _comparable(name: str) -> PurePosixPath:
+    # File systems disagree on how an accented letter is composed and on the slash; labels follow neither.
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
 
 
 def _from_one_hot(columns: pd.DataFrame, ids: Sequence[str]) -> list[str | None]:
@@ -491,14 +539,18 @@ def relabel(table: pd.DataFrame, labels: pd.Series | Mapping[str, str | None]) -
         known = set(table["image_id"])
         unknown = [str(i) for i in labels.index if i not in known]
         if unknown:
-            msg = f"{_count(unknown, 'label(s) for images that are not in the store')}"
+            msg = f"{_count(unknown, 'label(s) for unknown images')}: index the Series by image_id"
             raise DataError(msg)
+        _refuse_duplicates(labels.index.to_series(), "the labels")
         new = labels.reindex(table["image_id"]).tolist()
-    else:
+    elif isinstance(labels, Mapping):
         known = set(table["label"].dropna())
         unknown = [str(old) for old in labels if old not in known]
         if unknown:
-            msg = f"labels names {unknown[0]!r}, which no image has: the labels are {sorted(known)}"
+            msg = f"labels names {unknown[0]!r}, which no image has: the labels are {sorted(known, key=str)}"
             raise DataError(msg)
-        new = [labels.get(old, old) if isinstance(old, str) else None for old in table["label"]]
-    return table.assign(label=[None if pd.isna(v) else str(v) for v in new])
+        new = [None if pd.isna(old) else labels.get(old, old) for old in table["label"]]
+    else:
+        msg = f"labels is a {type(labels).__name__}: pass a Series by image id, or a mapping of old labels to new ones"
+        raise UsageError(msg)
+    return table.assign(label=_texts(pd.Series(new, dtype=object)))

@@ -23,8 +23,8 @@ PIXELS_VERSION = 1
 
 #: File name endings, lower case, by which an image is recognised in a folder.
 SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff")
-    + (".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
 
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -64,7 +64,7 @@ def stamp_file(path: str) -> FileStamp | None:
     """Return the stamp of a file, or None where it cannot be seen."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return None
     return FileStamp(status.st_size, status.st_mtime_ns)
 
@@ -78,6 +78,9 @@ def read_bytes(path: str) -> bytes:
         raise ImageError("file not found") from error
     except OSError as error:
         msg = f"unreadable: {error.strerror or error}"
+        raise ImageError(msg) from error
+    except ValueError as error:
+        msg = f"not a file name: {error}"
         raise ImageError(msg) from error
     if not data:
         raise ImageError("empty file")
@@ -111,7 +114,7 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=decodable_formats()) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image), image.format)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -121,12 +124,13 @@ def decode_image(data: bytes) -> Image.Image:
     # Pillow's plugins raise almost anything on damaged input, struct.error and
     # IndexError included; one bad file must never end a night of extraction.
     except Exception as error:
-        msg = f"damaged: {error}"
+        msg = f"damaged: {str(error) or type(error).__name__}"
         raise ImageError(msg) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format == "PPM"):
+def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    # Pillow opens 16-bit PGM files in its 32-bit mode, and a transposed picture forgets its format.
+    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and file_format == "PPM"):
         grey = np.asarray(image).astype(np.float32)
         return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -161,10 +165,22 @@ def resize_image(image: Image.Image, size: tuple[int, int], policy: str) -> np.n
     if policy == "crop":
         image = ImageOps.fit(image, width_height, bilinear)
     elif policy == "pad":
-        image = ImageOps.pad(image, width_height, bilinear, color=(0, 0, 0))
+        image = _pad(image, *width_height)
     else:
         image = image.resize(width_height, bilinear)
     return np.asarray(image)
+
+
+def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
+    """As `PIL.ImageOps.pad`, except that a very thin picture keeps one pixel instead of none."""
+    if image.width * height > image.height * width:
+        inner = (width, max(1, round(image.height / image.width * width)))
+    else:
+        inner = (max(1, round(image.width / image.height * height)), height)
+    paper = Image.new("RGB", (width, height))
+    corner = (round((width - inner[0]) / 2), round((height - inner[1]) / 2))
+    paper.paste(image.resize(inner, Image.Resampling.BILINEAR), corner)
+    return paper
 
 
 def load_image(row: int, path: str, size: tuple[int, int], policy: str) -> LoadedImage:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -51,13 +53,13 @@ def merge_groups(groups: Sequence[Any], digests: Sequence[Any] | None = None) ->
     return np.unique(component[:n_images], return_inverse=True)[1]
 
 
-def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float | Fraction, seed: int) -> Fold:
+def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float, seed: int) -> Fold:
     """Split once into train and test rows, stratified by label, groups whole.
 
     Without any repeated group this is scikit-learn's stratified
     `train_test_split`; with groups, the union of folds of a shuffled
-    `StratifiedGroupKFold` whose number makes the nearest fraction to
-    ``test_size``.
+    `StratifiedGroupKFold` whose number, at most 20 and at most the number of
+    groups of the largest class, makes the nearest fraction to ``test_size``.
 
     Raises
     ------
@@ -66,28 +68,29 @@ def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float | Fract
     DataError
         If there is one class only, or a class too small for both sides.
     """
-    if not 0 < test_size < 1:
-        msg = f"test_size is {float(test_size)}: use a share between 0 and 1, such as 0.2"
+    if not isinstance(test_size, Real) or not 0 < test_size < 1:
+        msg = f"test_size is {test_size!r}: use a share between 0 and 1, such as 0.2"
         raise UsageError(msg)
+    share = float(test_size)
     sets = merge_groups(groups)
-    _refuse_small_classes(labels, sets, 2, "both a train and a test side")
+    sets_per_class = _refuse_small_classes(labels, sets, 2, "a train and a test side")
     if len(np.unique(sets)) == len(sets):
-        train, test = train_test_split(
-            np.arange(len(labels)), test_size=float(test_size), random_state=seed, stratify=labels
-        )
+        _refuse_small_side(len(labels), len(sets_per_class), share)
+        train, test = train_test_split(np.arange(len(labels)), test_size=share, random_state=seed, stratify=labels)
         train, test = np.sort(train), np.sort(test)
     else:
-        share = Fraction(test_size).limit_denominator(20)
-        share = min(max(share, Fraction(1, 20)), Fraction(19, 20))
+        most_folds = min(20, int(sets_per_class.max()))
+        fraction = Fraction(share).limit_denominator(most_folds)
+        fraction = min(max(fraction, Fraction(1, most_folds)), Fraction(most_folds - 1, most_folds))
         with warnings.catch_warnings():
-            # A class with fewer images than twenty folds is expected here, and checked below.
+            # A class with fewer images than folds is expected here, and checked below.
             warnings.simplefilter("ignore", UserWarning)
-            splitter = StratifiedGroupKFold(share.denominator, shuffle=True, random_state=seed)
+            splitter = StratifiedGroupKFold(fraction.denominator, shuffle=True, random_state=seed)
             folds = [test for _, test in splitter.split(labels, labels, sets)]
-        test = np.sort(np.concatenate(folds[: share.numerator]))
+        test = np.sort(np.concatenate(folds[: fraction.numerator]))
         train = np.setdiff1d(np.arange(len(labels)), test)
     for side, rows in (("train", train), ("test", test)):
-        _refuse_absent_classes(labels, rows, f"the {side} side of the split", "another seed or a larger share")
+        _refuse_absent_classes(labels, rows, f"the {side} side of the split", "another seed or a share nearer to 0.5")
     return train, test
 
 
@@ -100,9 +103,9 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
         Class of each image.
     sets : ndarray of shape (n,), int
         From `merge_groups`: images of one set share a fold.
-    cv : int or splitter
+    cv : int, splitter or iterable
         Number of folds, or a scikit-learn splitter, which is given the sets as
-        groups, or an iterable of (train, test) index arrays.
+        groups, or (train, test) arrays of row numbers.
     seed : int
         Seed of the shuffling; a splitter brings its own.
 
@@ -116,30 +119,40 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
         If ``cv`` is none of these.
     DataError
         If there is one class only, a class has fewer sets than folds, a fold
-        trains without one of the classes, or a set is in train and test of one fold.
+        trains without one of the classes, a set is in train and test of one fold,
+        or the splitter refuses the data.
     """
-    if isinstance(cv, bool) or (isinstance(cv, int) and cv < 2):
+    if isinstance(cv, bool) or (isinstance(cv, Integral) and cv < 2):
         msg = f"cv is {cv}: use 2 or more folds, or a scikit-learn splitter"
         raise UsageError(msg)
-    if isinstance(cv, int):
-        _refuse_small_classes(labels, sets, cv, f"cv={cv} folds")
+    if isinstance(cv, Integral):
+        _refuse_small_classes(labels, sets, int(cv), f"{cv} folds")
         if len(np.unique(sets)) < len(sets):
-            folds = list(StratifiedGroupKFold(cv, shuffle=True, random_state=seed).split(labels, labels, sets))
+            folds = list(StratifiedGroupKFold(int(cv), shuffle=True, random_state=seed).split(labels, labels, sets))
         else:
-            folds = list(StratifiedKFold(cv, shuffle=True, random_state=seed).split(labels, labels))
+            folds = list(StratifiedKFold(int(cv), shuffle=True, random_state=seed).split(labels, labels))
+    elif isinstance(cv, str | type) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
+        shown = repr(cv) if isinstance(cv, str) else getattr(cv, "__name__", f"a {type(cv).__name__}")
+        msg = f"cv is {shown}: use a number of folds, a scikit-learn splitter object, or (train, test) index arrays"
+        raise UsageError(msg)
     elif hasattr(cv, "split"):
         _refuse_small_classes(labels, sets, 2, "cross-validation")
-        folds = list(cv.split(np.zeros(len(labels)), labels, sets))
-    elif isinstance(cv, Iterable):
-        folds = [(np.asarray(train), np.asarray(test)) for train, test in cv]
+        try:
+            folds = list(cv.split(np.zeros(len(labels)), labels, sets))
+        except ValueError as error:
+            msg = f"cv={cv} cannot split the {len(labels)} images: {error}"
+            raise DataError(msg) from error
     else:
-        msg = f"cv is a {type(cv).__name__}: use a number of folds, a scikit-learn splitter, or index arrays"
-        raise UsageError(msg)
+        _refuse_small_classes(labels, sets, 1, "cross-validation")
+        folds = _index_arrays(cv, len(labels))
+    remedy = "fewer folds or another seed" if isinstance(cv, Integral) else "a stratified splitter"
     for number, (train, test) in enumerate(folds):
-        _refuse_absent_classes(labels, train, f"the training part of fold {number}", "fewer folds or another seed")
+        _refuse_absent_classes(labels, train, f"the training part of fold {number}", remedy)
         shared = np.intersect1d(sets[train], sets[test])
         if len(shared):
-            msg = f"fold {number} has {len(shared)} groups in both its training and its test part: use a group splitter"
+            msg = (
+                f"fold {number} has {len(shared)} group(s) in both its training and its test part: use a group splitter"
+            )
             raise DataError(msg)
     return folds
 
@@ -148,7 +161,43 @@ def _codes(values: Sequence[Any]) -> np.ndarray:
     return pd.factorize(pd.Series(list(values), dtype=object))[0]
 
 
-def _refuse_small_classes(labels: np.ndarray, sets: np.ndarray, least: int, purpose: str) -> None:
+def _index_arrays(cv: Iterable[Any], n_images: int) -> list[Fold]:
+    try:
+        folds = [(np.asarray(train), np.asarray(test)) for train, test in cv]
+    except (TypeError, ValueError) as error:
+        msg = f"cv is an iterable of something other than (train, test) pairs of index arrays: {error}"
+        raise UsageError(msg) from error
+    if not folds:
+        raise UsageError("cv holds no folds: give at least one (train, test) pair of index arrays")
+    for number, fold in enumerate(folds):
+        for part, rows in zip(("training", "test"), fold, strict=True):
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
+                msg = (
+                    f"the {part} part of fold {number} is an array of shape {rows.shape} and type {rows.dtype}: "
+                    "use one dimension of row numbers"
+                )
+                raise UsageError(msg)
+            if rows.min() < 0 or rows.max() >= n_images:
+                msg = (
+                    f"the {part} part of fold {number} has the rows {rows.min()} to {rows.max()}: "
+                    f"use row numbers from 0 to {n_images - 1}"
+                )
+                raise UsageError(msg)
+    return folds
+
+
+def _refuse_small_side(n_images: int, n_classes: int, share: float) -> None:
+    n_test = math.ceil(share * n_images)
+    if min(n_test, n_images - n_test) < n_classes:
+        msg = (
+            f"test_size {share:g} of {n_images} images leaves {n_test} for the test and {n_images - n_test} to train, "
+            f"too few for {n_classes} classes: use a share nearer to 0.5"
+        )
+        raise DataError(msg)
+
+
+def _refuse_small_classes(labels: np.ndarray, sets: np.ndarray, least: int, purpose: str) -> pd.Series:
+    """Return the number of sets of each class."""
     counts = pd.DataFrame({"label": labels, "set": sets}).groupby("label")["set"].nunique()
     if len(counts) < 2:
         msg = f"all {len(labels)} images are of the class {str(counts.index[0])!r}: a classifier needs two"
@@ -156,15 +205,17 @@ def _refuse_small_classes(labels: np.ndarray, sets: np.ndarray, least: int, purp
     small = counts[counts < least]
     if len(small):
         named = ", ".join(f"{label!s} ({count})" for label, count in small.items())
+        fewer = f"use at most {counts.min()} folds, or " if counts.min() > 1 else ""
         msg = (
-            f"too few images or groups for {purpose} in {len(small)} class(es): {named}; "
-            f"use at most {counts.min()} folds, or drop or merge classes with labels={{old: new or None}}"
+            f"every class needs at least {least} images or groups for {purpose}, but {len(small)} class(es) "
+            f"have fewer: {named}; {fewer}drop or merge classes (in fit_svm: labels={{old: new or None}})"
         )
         raise DataError(msg)
+    return counts
 
 
 def _refuse_absent_classes(labels: np.ndarray, rows: np.ndarray, where: str, remedy: str) -> None:
     absent = sorted(set(labels) - set(labels[rows]), key=str)
     if absent:
-        msg = f"class {str(absent[0])!r} has no image in {where}, since its few groups fell together: try {remedy}"
+        msg = f"class {str(absent[0])!r} has no image in {where}: try {remedy}"
         raise DataError(msg)

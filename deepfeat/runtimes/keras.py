@@ -97,7 +97,7 @@ class KerasRuntime:
 def _feature_model(backbone: Backbone, model: keras.Model) -> keras.Model:
     """Preprocessing, network and pooling as one Keras model on uint8 images."""
     maps = [model.outputs[0] if name is None else _layer_output(model, name) for name in backbone.layers]
-    network = keras.Model(model.inputs, maps)
+    network = keras.Model(model.inputs[0], maps)
     images = keras.Input(backbone.input_shape, dtype="uint8")
     outputs = network(_preprocess(images, backbone.network.preprocess), training=False)
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]

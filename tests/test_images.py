@@ -1,0 +1,617 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from deepfeat import images
+from deepfeat.errors import ImageError
+from deepfeat.images import (
+    RESIZE_POLICIES,
+    FileStamp,
+    decodable_formats,
+    decode_image,
+    load_image,
+    resize_image,
+    stamp_file,
+    stream_images,
+)
+
+ORIENTATION = 0x0112
+
+
+def noise(height, width, channels=3, seed=0):
+    shape = (height, width, channels)[: 3 if channels > 1 else 2]
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def smooth(height, width):
+    """A picture that JPEG keeps to within a few grey levels, and that no flip or turn maps to itself."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * x / width, 255 * y / height, 255 * x * y / (width * height)], axis=2).astype(np.uint8)
+
+
+def encode(picture, file_format="PNG", **options):
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    file = io.BytesIO()
+    picture.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif.tobytes()
+
+
+def decoded(data):
+    picture = decode_image(data)
+    assert picture.mode == "RGB"
+    return np.asarray(picture)
+
+
+def grey(*levels):
+    """A picture of one row."""
+    return np.repeat(np.array([levels], np.uint8)[..., None], 3, axis=2)
+
+
+# --------------------------------------------------------------------------------------------- formats and modes
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000"])
+def test_decode_image_of_a_lossless_format(file_format):
+    if file_format not in decodable_formats():
+        pytest.skip(f"Pillow was built without {file_format}")
+    options = {"WEBP": {"lossless": True}}.get(file_format, {})
+    picture = noise(9, 14)
+    np.testing.assert_array_equal(decoded(encode(picture, file_format, **options)), picture)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {"quality": 95}),
+        ("JPEG", {"quality": 95, "progressive": True}),
+        ("JPEG", {"quality": 95, "subsampling": 0, "optimize": True}),
+        ("WEBP", {"quality": 95}),
+    ],
+)
+def test_decode_image_of_a_lossy_format(file_format, options):
+    picture = smooth(40, 60)
+    np.testing.assert_allclose(decoded(encode(picture, file_format, **options)).astype(int), picture, atol=12)
+
+
+def test_decode_image_of_a_progressive_jpeg_equals_the_baseline_one():
+    picture = smooth(40, 60)
+    baseline, progressive = (encode(picture, "JPEG", progressive=p) for p in (False, True))
+    assert baseline != progressive
+    np.testing.assert_array_equal(decoded(progressive), decoded(baseline))
+
+
+def palette_picture():
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    picture.putdata([0, 1, 2])
+    return picture
+
+
+RED_BLUE = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)
+HALF_CLEAR = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 51]]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(encode(Image.fromarray(np.array([[False, True]]))), grey(0, 255), id="1"),
+        pytest.param(encode(np.array([[0, 7, 255]], np.uint8)), grey(0, 7, 255), id="L"),
+        pytest.param(b"P5 3 1 255\n\0\7\xff", grey(0, 7, 255), id="L, PGM"),
+        pytest.param(encode(np.array([[[7, 255], [7, 0], [0, 51]]], np.uint8)), grey(7, 255, 204), id="LA"),
+        pytest.param(encode(palette_picture()), [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]], id="P"),
+        pytest.param(
+            encode(palette_picture(), transparency=1), [[[10, 20, 30], [255] * 3, [70, 80, 90]]], id="P, clear colour"
+        ),
+        pytest.param(
+            encode(palette_picture(), transparency=b"\xff\x00\x33"),
+            [[[10, 20, 30], [255] * 3, [218, 220, 222]]],
+            id="P, alpha table",
+        ),
+        pytest.param(
+            encode(palette_picture(), "GIF", transparency=2), [[[10, 20, 30], [40, 50, 60], [255] * 3]], id="P, GIF"
+        ),
+        pytest.param(encode(RED_BLUE), RED_BLUE, id="RGB"),
+        pytest.param(
+            encode(Image.fromarray(RED_BLUE), transparency=(255, 0, 0)),
+            [[[255] * 3, [0, 0, 255]]],
+            id="RGB, clear colour",
+        ),
+        pytest.param(encode(HALF_CLEAR), [[[10, 20, 30], [255] * 3, [204] * 3]], id="RGBA"),
+        pytest.param(encode(HALF_CLEAR, "TIFF"), [[[10, 20, 30], [255] * 3, [204] * 3]], id="RGBA, TIFF"),
+        pytest.param(
+            encode(HALF_CLEAR, "WEBP", lossless=True, exact=True),
+            [[[10, 20, 30], [255] * 3, [204] * 3]],
+            id="RGBA, WebP",
+        ),
+    ],
+)
+def test_decode_image_of_every_mode(data, expected):
+    np.testing.assert_array_equal(decoded(data), expected)
+
+
+@pytest.mark.parametrize(
+    ("cmyk", "rgb"),
+    [
+        ((0, 255, 255, 0), (255, 0, 0)),
+        ((255, 255, 0, 0), (0, 0, 255)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+        ((0, 0, 0, 0), (255, 255, 255)),
+    ],
+)
+def test_decode_image_of_a_cmyk_jpeg(cmyk, rgb):
+    data = encode(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=95)
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    np.testing.assert_allclose(decoded(data).astype(int), np.broadcast_to(rgb, (16, 16, 3)), atol=6)
+
+
+SIXTEEN = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(encode(SIXTEEN), id="PNG"),
+        pytest.param(encode(SIXTEEN, "TIFF"), id="TIFF"),
+        pytest.param(
+            encode(Image.frombytes("I;16B", (6, 1), SIXTEEN.astype(">u2").tobytes()), "TIFF"), id="TIFF, big-endian"
+        ),
+        pytest.param(b"P5 6 1 65535\n" + SIXTEEN.astype(">u2").tobytes(), id="PGM"),
+        pytest.param(b"P2 6 1 65535\n0 128 129 257 32768 65535\n", id="PGM as text"),
+    ],
+)
+def test_decode_image_of_16_bits_scales_to_8(data):
+    np.testing.assert_array_equal(decoded(data), grey(0, 0, 1, 1, 128, 255))
+
+
+def test_decode_image_of_a_10_bit_pgm_uses_the_whole_range():
+    data = b"P5 3 1 1023\n" + np.array([0, 512, 1023], ">u2").tobytes()
+    np.testing.assert_array_equal(decoded(data), grey(0, 128, 255))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_decode_image_of_32_bits_is_refused_with_the_reason(mode):
+    data = encode(Image.new(mode, (2, 2)), "TIFF")
+    message = rf"^32-bit pixels \(mode {mode}\) have no defined range; convert the file to 8 or 16 bits$"
+    with pytest.raises(ImageError, match=message):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PNG", {})]
+)
+def test_decode_image_of_several_frames_takes_the_first(file_format, options):
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime", "blue")]
+    data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    np.testing.assert_array_equal(decoded(data), np.full((3, 4, 3), (255, 0, 0)))
+
+
+def as_stored(upright, orientation):
+    """What a camera writes, after the EXIF 2.3 table of where row 0 and column 0 belong."""
+    return {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: upright[:, ::-1].swapaxes(0, 1),
+        7: upright[::-1, ::-1].swapaxes(0, 1),
+        8: upright[::-1].swapaxes(0, 1),
+    }[orientation]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_image_turns_the_picture_upright(orientation, file_format):
+    upright = smooth(32, 48)
+    stored = np.ascontiguousarray(as_stored(upright, orientation))
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(file_format, {})
+    picture = decoded(encode(stored, file_format, exif=exif_of(orientation), **options))
+    assert picture.shape == (32, 48, 3)
+    np.testing.assert_allclose(picture.astype(int), upright, atol=12 if file_format == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_decode_image_ignores_an_orientation_that_does_not_exist(orientation):
+    picture = noise(5, 8)
+    np.testing.assert_array_equal(decoded(encode(picture, exif=exif_of(orientation))), picture)
+
+
+def test_decode_image_turns_a_16_bit_picture_upright():
+    data = encode(np.array([[0, 257, 65535]], np.uint16), exif=exif_of(6))
+    np.testing.assert_array_equal(decoded(data), grey(0, 1, 255).swapaxes(0, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0garbage garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12"])
+def test_decode_image_survives_damaged_exif(exif):
+    picture = smooth(16, 24)
+    np.testing.assert_allclose(decoded(encode(picture, "JPEG", quality=95, exif=exif)).astype(int), picture, atol=15)
+
+
+# ------------------------------------------------------------------------------------------------------- failures
+
+JPEG, PNG = encode(noise(50, 50), "JPEG"), encode(noise(50, 50))
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("kept", [1, 3, 20, 100, 300, len(JPEG) // 2, len(JPEG) - 20, len(JPEG) - 2, len(JPEG) - 1])
+def test_decode_image_of_a_truncated_jpeg(kept):
+    with pytest.raises(ImageError, match=r"^damaged: .+|^not an image of a known format$"):
+        decode_image(JPEG[:kept])
+
+
+@pytest.mark.parametrize("kept", [1, 7, 8, 20, 33, 40, 100, len(PNG) // 2, len(PNG) - 100])
+def test_decode_image_of_a_truncated_png(kept):
+    with pytest.raises(ImageError, match=r"^damaged: .+|^not an image of a known format$"):
+        decode_image(PNG[:kept])
+
+
+@pytest.mark.parametrize("kept", [len(PNG) - 12, len(PNG) - 1])
+def test_decode_image_of_a_png_that_lacks_only_its_end_mark_is_whole(kept):
+    np.testing.assert_array_equal(decoded(PNG[:kept]), noise(50, 50))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"not an image", b"\xff\xd8\xff", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", EPS, b"\0" * 1000],
+    ids=["text", "JPEG mark", "SVG", "PDF", "EPS", "zeros"],
+)
+def test_decode_image_of_something_else(data):
+    with pytest.raises(ImageError, match=r"^not an image of a known format$"):
+        decode_image(data)
+
+
+def test_decodable_formats_hold_no_format_that_starts_another_program():
+    assert {"JPEG", "PNG", "BMP", "GIF", "TIFF", "PPM"} <= set(decodable_formats())
+    assert not {"EPS", "WMF", "PDF", "PSD", "ICO"} & set(decodable_formats())
+
+
+def test_decode_image_of_a_decompression_bomb(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"^too many pixels$"):
+        decode_image(encode(noise(15, 14)))
+    with pytest.warns(Image.DecompressionBombWarning):
+        np.testing.assert_array_equal(decoded(encode(noise(14, 14))), noise(14, 14))
+    np.testing.assert_array_equal(decoded(encode(noise(10, 10))), noise(10, 10))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(IndexError(), "damaged: IndexError"), (OSError("odd bits"), "damaged: odd bits")]
+)
+def test_decode_image_gives_a_reason_for_any_failure(monkeypatch, error, reason):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ImageError, match=f"^{reason}$"):
+        decode_image(b"x")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300))
+def test_decode_image_of_random_bytes_raises_only_image_errors(data):
+    with pytest.raises(ImageError):
+        decode_image(data)
+
+
+VALID = [
+    encode(noise(9, 7), file_format, **options)
+    for file_format, options in [
+        ("PNG", {}), ("JPEG", {}), ("GIF", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {}), ("PPM", {}), ("JPEG2000", {}),
+        ("TIFF", {"compression": "tiff_lzw"}), ("JPEG", {"exif": exif_of(6), "progressive": True}),
+    ]
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(VALID), st.data())
+def test_decode_image_of_a_damaged_file_gives_a_picture_or_an_image_error(valid, data):
+    damaged = bytearray(valid)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    damaged = bytes(damaged[: data.draw(st.integers(1, len(damaged)))])
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # a flipped bit of the size must not fill the memory
+        reason = None
+        try:
+            mode = decode_image(damaged).mode
+        except ImageError as error:
+            reason = str(error)
+    assert mode == "RGB" if reason is None else reason
+
+
+# ------------------------------------------------------------------------------------------------------- resizing
+
+
+@pytest.mark.parametrize("size", [(8, 8), (224, 224), (10, 30), (30, 10), (1, 1)])
+@pytest.mark.parametrize("shape", [(50, 80), (80, 50), (8, 8), (1, 1)])
+def test_resize_image_by_squash_is_pillows_antialiased_resize(shape, size):
+    picture = Image.fromarray(noise(*shape))
+    expected = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    pixels = resize_image(picture, size, "squash")
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("policy", RESIZE_POLICIES)
+def test_resize_image_is_antialiased(policy):
+    stripes = np.zeros((100, 100, 3), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = resize_image(Image.fromarray(stripes), (10, 10), policy)
+    np.testing.assert_allclose(pixels.astype(float), 127.5, atol=8)
+
+
+@pytest.mark.parametrize("policy", RESIZE_POLICIES)
+def test_resize_image_of_the_right_size_keeps_every_pixel(policy):
+    np.testing.assert_array_equal(resize_image(Image.fromarray(noise(20, 30)), (20, 30), policy), noise(20, 30))
+
+
+def thirds(axis):
+    """A red, a green and a blue square in a row (axis 1) or a column (axis 0)."""
+    return Image.fromarray(
+        np.concatenate([np.full((60, 60, 3), c, np.uint8) for c in ([255, 0, 0], [0, 255, 0], [0, 0, 255])], axis)
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_resize_image_by_crop_keeps_the_centre(axis):
+    pixels = resize_image(thirds(axis), (30, 30), "crop")
+    np.testing.assert_array_equal(pixels[1:-1, 1:-1], np.full((28, 28, 3), (0, 255, 0)))
+    assert pixels[..., 1].min() > 200  # the filter reaches past the cut by half a pixel of the result
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_resize_image_by_squash_keeps_everything(axis):
+    pixels = resize_image(thirds(axis), (30, 30), "squash")
+    along = np.moveaxis(pixels, axis, 0)[[2, 15, 27], 15]
+    np.testing.assert_array_equal(along, np.diag([255] * 3))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_resize_image_by_pad_adds_equal_black_bars(axis):
+    pixels = np.moveaxis(resize_image(thirds(axis), (30, 30), "pad"), 1 - axis, 0)
+    assert not pixels[:10].any()
+    assert not pixels[20:].any()
+    assert (pixels[10:20].max(axis=2) > 0).all()
+    np.testing.assert_array_equal(pixels[15][[2, 15, 27]], np.diag([255] * 3))
+
+
+@pytest.mark.parametrize("policy", RESIZE_POLICIES)
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1), (3, 2)])
+def test_resize_image_of_a_very_thin_picture_keeps_something_of_it(shape, policy):
+    pixels = resize_image(Image.new("RGB", shape, "white"), (24, 32), policy)
+    assert pixels.shape == (24, 32, 3)
+    assert pixels.max() == 255
+
+
+SIDES = st.integers(1, 120)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 40), st.integers(1, 40), st.sampled_from(RESIZE_POLICIES))
+def test_resize_image_for_any_sizes(height, width, new_height, new_width, policy):
+    picture = Image.new("RGB", (width, height), (200, 100, 50))
+    pixels = resize_image(picture, (new_height, new_width), policy)
+    assert pixels.shape == (new_height, new_width, 3)
+    assert pixels.dtype == np.uint8
+    kept = pixels.any(axis=2)
+    np.testing.assert_array_equal(pixels[kept], np.broadcast_to((200, 100, 50), (kept.sum(), 3)))
+    if policy != "pad":
+        assert kept.all()
+    else:
+        rows, columns = kept.any(axis=1), kept.any(axis=0)
+        assert kept.sum() == rows.sum() * columns.sum()
+        assert rows.all() or columns.all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIDES, SIDES, st.integers(4, 40), st.integers(4, 40))
+def test_resize_image_by_pad_equals_pillows_unless_thin(height, width, new_height, new_width):
+    picture = Image.fromarray(noise(height, width))
+    if min(new_width / width * height, new_height / height * width) < 1:
+        return
+    expected = ImageOps.pad(picture, (new_width, new_height), Image.Resampling.BILINEAR, color=(0, 0, 0))
+    np.testing.assert_array_equal(resize_image(picture, (new_height, new_width), "pad"), np.asarray(expected))
+
+
+# ------------------------------------------------------------------------------------------- files, one and many
+
+
+def test_load_image_gives_stamp_digest_and_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(noise(20, 30)))
+    loaded = load_image(7, str(path), (5, 6), "squash")
+    assert loaded.row == 7
+    assert loaded.reason is None
+    assert loaded.digest == hashlib.sha256(path.read_bytes()).digest()
+    assert loaded.stamp == FileStamp(path.stat().st_size, path.stat().st_mtime_ns) == stamp_file(str(path))
+    np.testing.assert_array_equal(loaded.pixels, resize_image(Image.fromarray(noise(20, 30)), (5, 6), "squash"))
+
+
+def test_stamp_file_changes_with_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    os.utime(path, ns=(1, 2_000_000_001))
+    assert stamp_file(str(path)) == FileStamp(1, 2_000_000_001)
+    path.write_bytes(b"xy")
+    assert stamp_file(str(path)) != FileStamp(1, 2_000_000_001)
+    assert stamp_file(str(tmp_path / "gone")) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty file"), (b"just text\n", "not an image of a known format"), (EPS, "not an image of a known format")],
+)
+def test_load_image_of_a_bad_file(tmp_path, content, reason):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    loaded = load_image(3, str(path), (5, 5), "pad")
+    assert (loaded.row, loaded.pixels, loaded.reason) == (3, None, reason)
+    assert loaded.stamp.size == len(content)
+    assert loaded.digest == (hashlib.sha256(content).digest() if content else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.jpg", "file not found"),
+        ("no/such/folder.jpg", "file not found"),
+        ("n" * 300, "unreadable: File name too long"),
+        ("null\0.jpg", "not a file name: embedded null byte"),
+        ("lone\ud800.jpg", "not a file name: 'utf-8' codec can't encode"),
+    ],
+)
+def test_load_image_without_a_file(tmp_path, name, reason):
+    loaded = load_image(0, str(tmp_path / name), (5, 5), "crop")
+    assert (loaded.stamp, loaded.digest, loaded.pixels) == (None, None, None)
+    assert loaded.reason.startswith(reason)
+
+
+def test_load_image_of_a_folder(tmp_path):
+    loaded = load_image(0, str(tmp_path), (5, 5), "crop")
+    assert loaded.pixels is None
+    assert loaded.reason.startswith("unreadable: ")
+
+
+def test_load_image_of_a_broken_link(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone")
+    assert load_image(0, str(tmp_path / "a.jpg"), (5, 5), "crop").reason == "file not found"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
+def test_load_image_without_permission(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
+    path.chmod(0)
+    assert load_image(0, str(path), (5, 5), "crop").reason == "unreadable: Permission denied"
+
+
+def test_load_image_reports_what_the_system_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert load_image(0, str(tmp_path), (5, 5), "crop").reason == "unreadable: Permission denied"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve files by row number: every fourth is missing or damaged."""
+    paths = {}
+    for row in range(12):
+        path = tmp_path / f"{row}.png"
+        if row % 4 == 1:
+            path.write_bytes(encode(noise(30, 40, seed=row))[:200])
+        elif row % 4 != 3:
+            path.write_bytes(encode(noise(30, 40, seed=row)))
+        paths[100 - row] = str(path)
+    return paths
+
+
+def test_stream_images_keeps_the_order_and_reports_failures(folder):
+    loaded = list(stream_images(folder, (8, 8), "squash", workers=3, ahead=5))
+    assert [item.row for item in loaded] == list(folder)
+    expected = [None, "damaged: image file is truncated", None, "file not found"] * 3
+    assert [item.reason for item in loaded] == expected
+    for number, item in enumerate(loaded):
+        assert (item.pixels is None) == (item.reason is not None)
+        if item.pixels is not None:
+            picture = Image.fromarray(noise(30, 40, seed=number))
+            np.testing.assert_array_equal(item.pixels, resize_image(picture, (8, 8), "squash"))
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 100])
+@pytest.mark.parametrize("policy", RESIZE_POLICIES)
+def test_stream_images_gives_the_same_for_any_number_of_workers(folder, policy, ahead):
+    one, four = (list(stream_images(folder, (9, 7), policy, workers=w, ahead=ahead)) for w in (1, 4))
+    assert [(i.row, i.stamp, i.digest, i.reason) for i in one] == [(i.row, i.stamp, i.digest, i.reason) for i in four]
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+
+
+def test_stream_images_of_nothing():
+    assert list(stream_images({}, (8, 8), "squash", workers=2, ahead=4)) == []
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Replaces the loading of files; lists the rows whose loading has begun. Early rows take longest."""
+    begun, lock = [], threading.Lock()
+
+    def load(row, path, size, policy):
+        with lock:
+            begun.append(row)
+        time.sleep(0.005 if row % 3 == 0 else 0)
+        return images.LoadedImage(row, None, None, None, path)
+
+    monkeypatch.setattr(images, "load_image", load)
+    return begun
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (4, 1), (2, 3), (4, 8), (8, 4)])
+def test_stream_images_bounds_the_images_in_flight(loads, workers, ahead):
+    paths = {row: str(row) for row in range(40)}
+    for number, item in enumerate(stream_images(paths, (1, 1), "pad", workers=workers, ahead=ahead)):
+        time.sleep(0.001)
+        assert item.row == number
+        assert len(loads) <= number + ahead
+    assert sorted(loads) == list(paths)
+
+
+def test_stream_images_loads_ahead_while_the_caller_works(loads):
+    stream = stream_images({row: str(row) for row in range(40)}, (1, 1), "pad", workers=2, ahead=6)
+    next(stream)
+    deadline = time.monotonic() + 5
+    while len(loads) < 6 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(loads) == 6
+    stream.close()
+
+
+def test_stream_images_closed_early_stops_its_threads(loads):
+    before = threading.active_count()
+    stream = stream_images({row: str(row) for row in range(10_000)}, (1, 1), "pad", workers=2, ahead=50)
+    assert [next(stream).row, next(stream).row] == [0, 1]
+    closer = threading.Thread(target=stream.close, daemon=True)
+    closer.start()
+    closer.join(timeout=10)
+    assert not closer.is_alive()
+    assert threading.active_count() == before
+    assert len(loads) <= 52
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_stream_images_never_begun_starts_no_thread(loads):
+    before = threading.active_count()
+    stream_images({0: "a"}, (1, 1), "pad", workers=2, ahead=2).close()
+    assert threading.active_count() == before
+    assert loads == []
+
+
+def test_stream_images_passes_on_an_error_that_is_not_about_the_file(monkeypatch):
+    def load(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "load_image", load)
+    with pytest.raises(MemoryError):
+        list(stream_images({0: "a", 1: "b"}, (1, 1), "pad", workers=2, ahead=2))
