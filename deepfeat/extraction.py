@@ -133,13 +133,11 @@ def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[
 
     A file that cannot be seen any more keeps the features that were computed from it.
     """
-    rows = []
-    for row, stamp in stamps.items():
-        record = records[row]
-        current = stamp is None or (stamp.size == record["size"] and stamp.mtime_ns == record["mtime_ns"])
-        if record["state"] != DONE or not current:
-            rows.append(row)
-    return rows
+    rows = np.fromiter(stamps, int, len(stamps))
+    seen = np.array([(-1, -1) if s is None else (s.size, s.mtime_ns) for s in stamps.values()], np.int64)
+    known = records[rows]
+    changed = (known["size"] != seen[:, 0]) | (known["mtime_ns"] != seen[:, 1])
+    return rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
 
 
 def _extract_backbone(
@@ -309,8 +307,10 @@ def _report(store: FeatureStore, keys: Sequence[str], rows: np.ndarray) -> None:
             warnings.warn(msg, DataWarning, stacklevel=3)
     records = store.records(keys[0])[rows]
     done = records["state"] == DONE
-    twins = pd.Series(ids[done]).groupby([digest.tobytes() for digest in records["digest"][done]]).agg(list)
-    twins = twins[twins.map(len) > 1]
-    if len(twins):
-        msg = f"{len(twins)} set(s) of images are equal byte for byte (first: {', '.join(map(repr, twins.iloc[0]))})"
+    contents = pd.Series([digest.tobytes() for digest in records["digest"][done]], index=ids[done], dtype=object)
+    repeated = contents[contents.duplicated(keep=False)]
+    if len(repeated):
+        twins = repeated.groupby(repeated, sort=False).groups
+        first = next(iter(twins.values()))
+        msg = f"{len(twins)} set(s) of images are equal byte for byte (first: {', '.join(map(repr, first))})"
         warnings.warn(msg, DataWarning, stacklevel=3)

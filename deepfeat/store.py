@@ -158,7 +158,8 @@ class FeatureStore:
     def table(self) -> pd.DataFrame:
         """One row per image, read on first use."""
         with _reading(self.path) as file:
-            columns = {name: _read_text(file["images"][name]) for name in COLUMNS}
+            # Images that were added since the store was opened stay out of sight.
+            columns = {name: _read_text(file["images"][name], self.n_images) for name in COLUMNS}
         return pd.DataFrame(
             {name: values if name in COLUMNS[:2] else [v or None for v in values] for name, values in columns.items()}
         )
@@ -308,7 +309,7 @@ class FeatureStore:
         """
         found = self.find(block)
         ids = self.table["image_id"].tolist() if rows is None else list(rows)
-        values = self.features(found.key, rows).reshape(len(ids), -1)
+        values = self.features(found.key, rows).reshape(len(ids), found.dim)
         columns = [f"{found.name}_{i}" for i in range(values.shape[1])]
         return pd.DataFrame(values, index=pd.Index(ids, name="image_id"), columns=columns)
 
@@ -413,7 +414,7 @@ class StoreWriter:
         records : ndarray of shape (len(rows),), dtype `RECORD`
             With state, size, mtime_ns and digest; the checksum is filled in here.
         """
-        features = np.ascontiguousarray(features, "<f4").reshape(len(rows), -1)
+        features = np.ascontiguousarray(features, "<f4").reshape(len(rows), block.dim)
         records = records.copy()
         records["state"] = DONE
         records["checksum"] = [crc32(row.data) for row in features]
@@ -486,21 +487,23 @@ def _reading(path: Path) -> Iterator[h5py.File]:
             raise StoreError(msg)
         version = int(file.attrs.get("format_version", 0))
         if version != FORMAT_VERSION:
-            msg = f"{path} has format version {version}, and this deepfeat reads version {FORMAT_VERSION}: upgrade deepfeat"
+            known = f"this deepfeat reads version {FORMAT_VERSION}"
+            msg = f"{path} has format version {version}, and {known}: upgrade deepfeat"
             raise StoreError(msg)
         yield file
 
 
 def _read_structure(file: h5py.File) -> tuple[int, list[Block]]:
-    blocks = [_read_block(key, group) for key, group in file["blocks"].items()]
-    return int(file["images"].attrs["count"]), sorted(blocks, key=lambda block: (block.name, block.key))
+    try:
+        count = int(file["images"].attrs["count"])
+        blocks = [_read_block(key, group) for key, group in file["blocks"].items()]
+    except (KeyError, OSError, TypeError, AttributeError) as error:
+        msg = f"{file.filename} is damaged: {error}"
+        raise StoreError(msg) from error
+    return count, sorted(blocks, key=lambda block: (block.name, block.key))
 
 
 def _read_block(key: str, group: h5py.Group) -> Block:
-    spec = json.loads(group.attrs["spec"])
-    if not spec.keys() >= _REQUIRED_SPEC or block_key(spec) != key:
-        msg = f"block {key} of {group.file.filename} does not match its own description: the file is damaged"
-        raise StoreError(msg)
     segments = [
         Segment(
             int(segment.attrs["start"]),
@@ -508,15 +511,28 @@ def _read_block(key: str, group: h5py.Group) -> Block:
             segment["features"].id.get_offset(),
             segment["records"].id.get_offset(),
         )
-        for segment in group["segments"].values()
+        for segment in group.get("segments", {}).values()
     ]
     return Block(
         key,
-        spec,
+        _read_spec(key, group),
         json.loads(group.attrs["versions"]),
         tuple(int(n) for n in group.attrs["shape"]),
         tuple(sorted(segments, key=lambda segment: segment.start)),
     )
+
+
+def _read_spec(key: str, group: h5py.Group) -> dict[str, Any]:
+    """Read a block's spec, which must have the digest under which it is stored."""
+    try:
+        spec: dict[str, Any] = json.loads(group.attrs["spec"])
+        intact = spec.keys() >= _REQUIRED_SPEC and block_key(spec) == key
+    except (ValueError, AttributeError):
+        intact = False
+    if not intact:
+        msg = f"block {key} of {group.file.filename} does not match its own description: the file is damaged"
+        raise StoreError(msg)
+    return spec
 
 
 def _add_segment(group: h5py.Group, start: int, count: int, shape: tuple[int, ...]) -> None:
@@ -537,24 +553,25 @@ def _allocated(fill_time: int) -> h5py.h5p.PropDCID:
 
 
 def _write_table(file: h5py.File, table: pd.DataFrame) -> None:
+    # Text that cannot be encoded must fail before anything is taken away.
+    columns = {name: _encode_text(["" if pd.isna(v) else v for v in table[name]]) for name in COLUMNS}
     if "images" in file:
         del file["images"]
     images = file.create_group("images")
     images.attrs["count"] = len(table)
-    for name in COLUMNS:
-        _write_text(images.create_group(name), ["" if pd.isna(v) else v for v in table[name]])
+    for name, (offsets, utf8) in columns.items():
+        images[f"{name}/offsets"], images[f"{name}/utf8"] = offsets, utf8
 
 
-def _write_text(group: h5py.Group, values: Sequence[str]) -> None:
-    """Write text as Arrow does: all bytes in a row, and where each value ends."""
+def _encode_text(values: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Lay out text as Arrow does: where each value begins and ends, and all bytes in a row."""
     encoded = [value.encode("utf-8", "surrogateescape") for value in values]
-    ends = np.cumsum([0, *map(len, encoded)], dtype="<i8")
-    group["offsets"] = ends
-    group["utf8"] = np.frombuffer(b"".join(encoded), np.uint8)
+    offsets = np.cumsum([0, *map(len, encoded)], dtype="<i8")
+    return offsets, np.frombuffer(b"".join(encoded), np.uint8)
 
 
-def _read_text(group: h5py.Group) -> list[str]:
-    data, ends = group["utf8"][()].tobytes(), group["offsets"][()].tolist()
+def _read_text(group: h5py.Group, count: int) -> list[str]:
+    data, ends = group["utf8"][()].tobytes(), group["offsets"][: count + 1].tolist()
     return [data[a:b].decode("utf-8", "surrogateescape") for a, b in itertools.pairwise(ends)]
 
 
@@ -569,5 +586,7 @@ def _same(a: pd.DataFrame, b: pd.DataFrame) -> bool:
 
 
 def _differences(blocks: Sequence[Block]) -> str:
-    varying = [k for k in blocks[0].spec if len({canonical_json({"": b.spec.get(k)}) for b in blocks}) > 1]
-    return "; ".join(f"{b.key[:8]} ({', '.join(f'{k}={b.spec.get(k)!r}' for k in varying)})" for b in blocks)
+    """Name each block by the entries of its spec that are not the same in all."""
+    names = list(dict.fromkeys(name for block in blocks for name in block.spec))
+    varying = [n for n in names if len({canonical_json({"": b.spec.get(n)}) for b in blocks}) > 1]
+    return "; ".join(f"{b.key[:8]} ({', '.join(f'{n}={b.spec.get(n)!r}' for n in varying)})" for b in blocks)

@@ -119,7 +119,8 @@ def test_application_facts_equal_those_of_keras(name, size, seen_downloads):
     with pytest.raises(BackboneError) as caught:
         deepfeat.Backbone(name, input_size=shape[:2]).build()
     assert isinstance(caught.value.__cause__, DownloadError)
-    assert size or seen_downloads == [default]
+    # MobileNets derive theirs from the size given, MobileNetV3 asks nobody.
+    assert set(seen_downloads) <= {default, size}
     assert registry.find_network(name).weights_file(shape).name == str(caught.value.__cause__)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from zlib import crc32
@@ -601,7 +602,7 @@ def read_plainly(path):
 
         def text(name):
             data, ends = file[f"images/{name}/utf8"][()].tobytes(), file[f"images/{name}/offsets"][()]
-            return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            return [data[a:b].decode("utf-8", "surrogateescape") for a, b in itertools.pairwise(ends)]
 
         blocks = {}
         for key, group in file["blocks"].items():

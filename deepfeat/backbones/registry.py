@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -346,7 +347,10 @@ def resolve_preprocessing(preprocess: str | Preprocessing) -> Preprocessing:
 def load_weights(model: keras.Model, file: Path) -> keras.Model:
     """Load a file of weights into a model; say so where they do not fit."""
     try:
-        model.load_weights(file)
+        with warnings.catch_warnings():
+            # Keras only warns where a file holds no weights for a layer, which then stays random.
+            warnings.simplefilter("error", UserWarning)
+            model.load_weights(file)
     # Keras raises many types here, h5py's among them.
     except Exception as error:
         msg = f"the weights in {file} do not fit the network {model.name!r}: {error}"

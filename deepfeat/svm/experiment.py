@@ -117,8 +117,8 @@ def fit_svm(
     samples = load_samples(features, backbones, labels)
     if fusion == "average" and not samples.averageable:
         msg = (
-            f"fusion='average' is not defined for {' and '.join(samples.blocks)}, which are different embedding spaces: "
-            "use 'concat', 'late', or 'aligned'"
+            f"fusion='average' is not defined for {' and '.join(samples.blocks)}, "
+            "which are different embedding spaces: use 'concat', 'late', or 'aligned'"
         )
         raise UsageError(msg)
     classes: list[Any] = sorted(set(samples.y), key=str)
