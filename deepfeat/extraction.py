@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from deepfeat.backbones.registry import Backbone, as_backbones, model_digest
+from deepfeat.backbones.network import model_digest
+from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataWarning, ImageError, UsageError
 from deepfeat.images import FileStamp, LoadedImage, stamp_file, stream_images

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import deepfeat
-from deepfeat.backbones import registry
+from deepfeat.backbones import network, registry
 from deepfeat.backbones.applications import APPLICATIONS
 from deepfeat.backbones.checkpoints import read_checkpoint
 from deepfeat.backbones.efficientnet_lite import VARIANTS, find_checkpoint
@@ -308,10 +308,10 @@ def test_registered_backbone_is_found_and_its_built_weights_are_digested(registe
     assert backbone.input_shape == (16, 16, 3)
     assert backbone.weights_digest() is None
     model = backbone.build()
-    digest = registry.model_digest(model)
-    assert digest == registry.model_digest(model)
+    digest = network.model_digest(model)
+    assert digest == network.model_digest(model)
     model.layers[1].set_weights([w + 1 for w in model.layers[1].get_weights()])
-    assert registry.model_digest(model) != digest
+    assert network.model_digest(model) != digest
 
 
 def test_registered_backbone_takes_its_weights_from_a_file(registered, tmp_path):
@@ -465,6 +465,6 @@ def test_frozen_means_that_moving_statistics_stay(registered):
     deepfeat.register_backbone("Tiny", tiny, input_size=16, preprocess="tf")
     backbone = deepfeat.Backbone("Tiny")
     model = backbone.build()
-    before = registry.model_digest(model)
+    before = network.model_digest(model)
     KerasRuntime(backbone, model, 4)(pictures(4))
-    assert registry.model_digest(model) == before
+    assert network.model_digest(model) == before

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from deepfeat.backbones.registry import PREPROCESSINGS, Network, Shape, offline_backbones
+from deepfeat.backbones import efficientnet_lite
+from deepfeat.backbones.network import PREPROCESSINGS, Network, Shape
 from deepfeat.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _pretrained(name: str, shape: Shape) -> keras.Model:
         if file.is_file():
             msg = f"the ImageNet weights of {name} in {file} cannot be loaded: {error}"
         else:
-            offline = ", ".join(n for n in offline_backbones() if n in APPLICATIONS or n.startswith("Efficient"))
+            offline = ", ".join(n.name for n in (*efficientnet_lite.networks(), *networks()) if n.offline())
             msg = (
                 f"the ImageNet weights of {name} could not be downloaded: put {file.name} into {file.parent}, "
                 f"pass weights=<file>, or use a backbone whose weights are on this machine: {offline or 'none'}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from deepfeat.backbones.checkpoints import read_checkpoint
-from deepfeat.backbones.registry import PREPROCESSINGS, Network, Shape
+from deepfeat.backbones.network import PREPROCESSINGS, Network, Shape
 from deepfeat.errors import BackboneError
 
 if TYPE_CHECKING:

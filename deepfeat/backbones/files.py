@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfeat.backbones.registry import Backbone, Network, Preprocessing, Shape, resolve_preprocessing
+from deepfeat.backbones.network import Network, Preprocessing, Shape, parse_size, resolve_preprocessing
+from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def load_backbone(
         msg = f"{os.fspath(path)!r} is not a .keras file: save the model with model.save('name.keras')"
         raise UsageError(msg)
     objects = dict(custom_objects or {})
-    size = input_size if input_size is not None else _declared_size(_load(file, objects), file)
-    size = (size, size) if isinstance(size, int) else size
+    size = parse_size(input_size if input_size is not None else _declared_size(_load(file, objects), file))
 
     def build(shape: Shape) -> keras.Model:
         return _load(file, objects)

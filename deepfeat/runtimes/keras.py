@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deepfeat.backbones.registry import Backbone, Preprocessing
+from deepfeat.backbones import Backbone, Preprocessing
 from deepfeat.errors import BackboneError
 
 

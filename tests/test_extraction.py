@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import os
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import deepfeat
+from deepfeat.backbones import registry
+from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
+from deepfeat.extraction import plan_rows
+from deepfeat.images import FileStamp
+from deepfeat.runtimes.keras import KerasRuntime
+from deepfeat.store import DONE, FAILED, RECORD
+
+
+def tiny(input_shape):
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", activation="relu", name="first")(inputs)
+    return keras.Model(inputs, keras.layers.Conv2D(6, 3, padding="same", name="second")(x), name="tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_network():
+    registry.find_network("EfficientNetLite0")
+    deepfeat.register_backbone("Tiny", tiny, input_size=16, preprocess="tf")
+    yield
+    del registry._REGISTRY["Tiny"]
+
+
+TINY = {"name": "Tiny", "weights": None, "pooling": "avg"}
+
+
+def save_picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(10):
+        save_picture(tmp_path / "photos" / "ab"[number % 2] / f"{number:02d}.png", number)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "features.h5"
+
+
+def extract(images, cache, backbones=None, **options):
+    chosen = deepfeat.Backbone(**TINY) if backbones is None else backbones
+    return deepfeat.extract(images, chosen, cache, progress=False, **options)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Number of images that each call of a network got."""
+    calls = []
+    original = KerasRuntime.__call__
+
+    def count(self, images):
+        calls.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(KerasRuntime, "__call__", count)
+    return calls
+
+
+def expected_features(folder, ids, layer="second"):
+    backbone = deepfeat.Backbone(**TINY)
+    model = backbone.build()
+    pictures = [Image.open(folder / i).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR) for i in ids]
+    x = np.stack([np.asarray(p) for p in pictures]).astype("float32") / 127.5 - 1
+    maps = keras.Model(model.inputs[0], model.get_layer(layer).output)(x)
+    return np.asarray(maps).mean(axis=(1, 2))
+
+
+def test_features_are_those_of_each_image(folder, cache):
+    store = extract(folder, cache, batch_size=4)
+    assert store.table["image_id"].tolist() == sorted(store.table["image_id"])
+    assert store.table["label"].tolist() == [i[0] for i in store.table["image_id"]]
+    np.testing.assert_allclose(
+        store.features("Tiny"), expected_features(folder, store.table["image_id"]), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 64, "auto"])
+def test_features_do_not_depend_on_the_batch_size(folder, cache, tmp_path, batch_size):
+    first = extract(folder, cache, batch_size=5).features("Tiny")
+    other = extract(folder, tmp_path / "other.h5", batch_size=batch_size).features("Tiny")
+    assert np.abs(first - other).max() / np.abs(first).max() < 1e-4
+
+
+def test_second_run_computes_nothing_and_builds_nothing(folder, cache, monkeypatch):
+    first = extract(folder, cache).features("Tiny").copy()
+    before = cache.read_bytes()
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the network was built")
+
+    monkeypatch.setattr(deepfeat.Backbone, "build", forbidden)
+    np.testing.assert_array_equal(extract(folder, cache).features("Tiny"), first)
+    assert cache.read_bytes() == before
+
+
+def test_only_new_images_are_computed(folder, cache, computed):
+    extract(folder, cache)
+    save_picture(folder / "a" / "new.png", 99)
+    store = extract(folder, cache)
+    assert computed == [10, 1]
+    np.testing.assert_allclose(
+        store.features("Tiny"), expected_features(folder, store.table["image_id"]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_changed_image_is_computed_again_and_touched_one_is_not(folder, cache, computed):
+    extract(folder, cache)
+    save_picture(folder / "a" / "00.png", 77)
+    os.utime(folder / "b" / "01.png", ns=(1, 1))
+    store = extract(folder, cache)
+    assert computed == [10, 1]
+    np.testing.assert_allclose(
+        store.features("Tiny"), expected_features(folder, store.table["image_id"]), rtol=1e-4, atol=1e-5
+    )
+    extract(folder, cache)
+    assert computed == [10, 1]
+
+
+def test_vanished_file_keeps_its_features(folder, cache, computed):
+    table = deepfeat.read_folder(folder)
+    first = extract(table, cache).features("Tiny").copy()
+    shutil.rmtree(folder)
+    np.testing.assert_array_equal(extract(table, cache).features("Tiny"), first)
+    assert computed == [10]
+
+
+def test_bad_images_are_recorded_with_their_reasons_and_tried_again(folder, cache, computed):
+    table = deepfeat.read_folder(folder)
+    whole = (folder / "a" / "02.png").read_bytes()
+    (folder / "a" / "00.png").unlink()
+    (folder / "a" / "02.png").write_bytes(whole[:200])
+    (folder / "b" / "03.png").write_bytes(b"")
+    (folder / "b" / "05.png").write_text("hello")
+    with pytest.warns(DataWarning, match=r"4 of 10 images failed for Tiny \('a/00.png': file not found; "):
+        store = extract(table, cache)
+    reasons = dict(zip(store.failures["image_id"], store.failures["reason"], strict=True))
+    assert reasons.keys() == {"a/00.png", "a/02.png", "b/03.png", "b/05.png"}
+    assert (reasons["a/00.png"], reasons["b/03.png"]) == ("file not found", "empty file")
+    assert reasons["b/05.png"] == "not an image of a known format"
+    assert store.blocks.loc[0, ["done", "missing", "failed"]].tolist() == [6, 0, 4]
+    with pytest.raises(StoreError, match="4 failed"):
+        store.features("Tiny")
+    (folder / "a" / "02.png").write_bytes(whole)
+    with pytest.warns(DataWarning, match="3 of 10 images failed"):
+        store = extract(table, cache)
+    assert computed == [6, 1]
+    np.testing.assert_allclose(
+        store.features("Tiny", ["a/02.png"]), expected_features(folder, ["a/02.png"]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_image_that_turns_bad_loses_its_features(folder, cache):
+    extract(folder, cache)
+    (folder / "a" / "00.png").write_bytes(b"broken")
+    with pytest.warns(DataWarning, match="1 of 10 images failed"):
+        store = extract(folder, cache)
+    assert "a/00.png" not in store.ready("Tiny")
+
+
+def test_all_images_bad_is_recorded(tmp_path, cache):
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "0.png").write_bytes(b"no")
+    with pytest.warns(DataWarning, match="1 of 1 images failed"):
+        store = extract(tmp_path / "photos", cache)
+    assert store.blocks["failed"].tolist() == [1]
+
+
+def test_on_error_raise_names_the_image_and_keeps_what_is_stored(folder, cache, computed):
+    (folder / "b" / "07.png").write_bytes(b"no")
+    with pytest.raises(ImageError, match=r"07\.png: not an image"):
+        extract(folder, cache, on_error="raise", batch_size=3)
+    states = deepfeat.open_features(cache).records("Tiny")["state"]
+    assert states.tolist() == [DONE] * 8 + [FAILED] + [0]
+    (folder / "b" / "07.png").unlink()
+    extract(folder, cache, batch_size=3)
+    assert sum(computed) == 9
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
+def test_interrupted_run_keeps_its_batches_and_ends_like_an_uninterrupted_one(
+    folder, cache, tmp_path, monkeypatch, interruption
+):
+    original, calls = KerasRuntime.__call__, []
+
+    def stop_at_third(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise interruption
+        return original(self, images)
+
+    monkeypatch.setattr(KerasRuntime, "__call__", stop_at_third)
+    with pytest.raises(interruption):
+        extract(folder, cache, batch_size=3)
+    assert deepfeat.open_features(cache).blocks["done"].tolist() == [6]
+    resumed = extract(folder, cache, batch_size=3)
+    assert calls == [3, 3, 3, 3, 1]
+    whole = extract(folder, tmp_path / "whole.h5", batch_size=3)
+    np.testing.assert_array_equal(resumed.features("Tiny"), whole.features("Tiny"))
+
+
+def test_layers_are_blocks_of_one_pass(folder, cache, computed):
+    backbone = deepfeat.Backbone(**TINY, layer=["first", "second"])
+    store = extract(folder, cache, backbone)
+    assert computed == [10]
+    assert store.blocks["name"].tolist() == ["Tiny:first", "Tiny:second"]
+    assert store.blocks["dim"].tolist() == [4, 6]
+    for layer in ("first", "second"):
+        np.testing.assert_allclose(
+            store.features(f"Tiny:{layer}"),
+            expected_features(folder, store.table["image_id"], layer),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def test_feature_maps_keep_their_shape(folder, cache):
+    backbone = deepfeat.Backbone(**{**TINY, "pooling": None})
+    assert extract(folder, cache, backbone).features("Tiny").shape == (10, 8, 8, 6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"pooling": "max"}, {"resize": "pad"}, {"input_size": 12}, {"layer": "second"}]
+)
+def test_other_settings_make_another_block(folder, cache, change):
+    extract(folder, cache)
+    store = extract(folder, cache, deepfeat.Backbone(**{**TINY, **change}))
+    assert len(store.blocks) == 2
+    assert store.blocks["key"].nunique() == 2
+    assert store.blocks["done"].tolist() == [10, 10]
+
+
+def test_swapped_weights_under_one_name_make_another_block(folder, cache, tmp_path):
+    weights = tmp_path / "tiny.weights.h5"
+    for _ in range(2):
+        tiny((16, 16, 3)).save_weights(weights)  # initial weights differ from call to call
+        store = extract(folder, cache, deepfeat.Backbone("Tiny", weights=weights))
+    first, second = (store.features(key) for key in store.blocks["key"])
+    assert not np.allclose(first, second)
+
+
+def test_backbones_given_by_name_are_run_in_order(folder, cache, computed):
+    deepfeat.extract(folder, "Tiny", cache, progress=False)
+    assert computed == [10]
+
+
+def test_random_weights_are_said_aloud(folder, cache, caplog):
+    extract(folder, cache)
+    assert "Tiny has random weights (seed 0)" in caplog.text
+
+
+def test_equal_files_are_reported(folder, cache):
+    shutil.copy(folder / "a" / "00.png", folder / "b" / "copy.png")
+    with pytest.warns(DataWarning, match=r"1 set\(s\) of images are equal byte for byte \(first: 'a/00.png', 'b/copy"):
+        extract(folder, cache)
+
+
+def test_images_as_a_list_of_paths(folder, cache):
+    paths = [folder / "b" / "01.png", folder / "a" / "00.png"]
+    store = extract(paths, cache)
+    assert store.table["image_id"].tolist() == [str(p) for p in paths]
+    np.testing.assert_allclose(
+        store.features("Tiny"), expected_features(folder, ["b/01.png", "a/00.png"]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_labels_of_a_new_table_replace_the_stored_ones(folder, cache, computed):
+    table = deepfeat.read_folder(folder)
+    extract(table, cache)
+    store = extract(table.assign(label="z"), cache)
+    assert set(store.table["label"]) == {"z"}
+    assert computed == [10]
+
+
+@pytest.mark.parametrize("name", ["übung Ωß", "with  spaces", "x" * 200, "日本語", "a'b\"c"])
+def test_names_of_every_kind(tmp_path, cache, name):
+    save_picture(tmp_path / "photos" / name / f"{name}.png", 0)
+    store = extract(tmp_path / "photos", cache)
+    assert store.ready("Tiny").tolist() == [f"{name}/{name}.png"]
+    assert store.table["label"].tolist() == [name]
+
+
+def test_name_that_is_not_utf8(tmp_path, cache):
+    save_picture(tmp_path / "photos" / "a" / "0.png", 0)
+    os.rename(tmp_path / "photos" / "a" / "0.png", os.fsencode(tmp_path / "photos" / "a") + b"/\xff.png")
+    store = extract(tmp_path / "photos", cache)
+    assert store.blocks["done"].tolist() == [1]
+    assert extract(tmp_path / "photos", cache).n_images == 1
+
+
+def test_symbolic_links_are_images_like_others(tmp_path, folder, cache):
+    links = tmp_path / "links" / "a"
+    links.mkdir(parents=True)
+    (links / "0.png").symlink_to(folder / "a" / "00.png")
+    (links / "1.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(DataWarning, match="1 of 2 images failed"):
+        store = extract(tmp_path / "links", cache)
+    assert store.ready("Tiny").tolist() == ["a/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, UsageError, "batch_size is 0: use 'auto' or a number of images"),
+        ({"batch_size": "big"}, UsageError, "batch_size is 'big'"),
+        ({"batch_size": True}, UsageError, "batch_size is True"),
+        ({"on_error": "ignore"}, UsageError, "use 'record' or 'raise'"),
+        ({"backbones": []}, UsageError, "the list of backbones is empty"),
+        ({"backbones": ["Nope"]}, UsageError, "there is no backbone 'Nope'"),
+    ],
+)
+def test_wrong_argument(folder, cache, options, error, message):
+    with pytest.raises(error, match=message):
+        extract(folder, cache, **options)
+    assert not cache.exists()
+
+
+def test_empty_folder_and_missing_one(tmp_path, cache):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images found"):
+        extract(tmp_path / "empty", cache)
+    with pytest.raises(UsageError, match="missing' does not exist"):
+        extract(tmp_path / "missing", cache)
+
+
+def test_cache_that_is_another_file(folder, cache):
+    cache.write_text("precious")
+    with pytest.raises(StoreError, match="not a feature store"):
+        extract(folder, cache)
+    assert cache.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("record", "stamp", "planned"),
+    [
+        ((DONE, 5, 7), FileStamp(5, 7), False),
+        ((DONE, 5, 7), FileStamp(5, 8), True),
+        ((DONE, 5, 7), FileStamp(6, 7), True),
+        ((DONE, 5, 7), None, False),
+        ((FAILED, 5, 7), FileStamp(5, 7), True),
+        ((FAILED, 0, 0), None, True),
+        ((0, 0, 0), FileStamp(5, 7), True),
+        ((0, 0, 0), None, True),
+    ],
+)
+def test_plan_row(record, stamp, planned):
+    records = np.zeros(3, RECORD)
+    records[2]["state"], records[2]["size"], records[2]["mtime_ns"] = record
+    assert plan_rows(records, {2: stamp}) == ([2] if planned else [])
