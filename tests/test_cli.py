@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import deepfeat
+from deepfeat.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Bright and dark pictures: two classes that any network tells apart."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for label, low in (("bright", 150), ("dark", 0)):
+        (root / label).mkdir()
+        for number in range(12):
+            picture = rng.integers(low, low + 100, (32, 32, 3), np.uint8)
+            Image.fromarray(picture).save(root / label / f"{label}{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cache") / "features.h5"
+    assert main(extract_command(folder, path)) == 0
+    return path
+
+
+def extract_command(folder, cache, *more):
+    backbone = ["--backbone", "EfficientNetLite0", "--input-size", "32"]
+    return ["extract", str(folder), *backbone, "--cache", str(cache), "--quiet", *more]
+
+
+def test_extract_prints_the_blocks_and_computes_nothing_twice(folder, cache, capsys):
+    before = cache.read_bytes()
+    assert main(extract_command(folder, cache, "--json")) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["images"], record["labels"]) == (24, {"bright": 12, "dark": 12})
+    assert [(b["name"], b["dim"], b["done"]) for b in record["blocks"]] == [("EfficientNetLite0", 1280, 24)]
+    assert cache.read_bytes() == before
+
+
+def test_store_info_shows_counts(cache, capsys):
+    assert main(["store", "info", str(cache)]) == 0
+    out = capsys.readouterr().out
+    assert "24 images, 2 classes" in out
+    assert "EfficientNetLite0" in out
+
+
+def test_fit_prints_the_summary_and_writes_predictions(cache, tmp_path, capsys):
+    csv = tmp_path / "predictions.csv"
+    assert main(["fit", str(cache), "--C", "0.001", "--jobs", "1", "--predictions", str(csv)]) == 0
+    out = capsys.readouterr().out
+    assert "C=0.001" in out
+    assert "on 24 out-of-fold images" in out
+    predictions = pd.read_csv(csv)
+    assert sorted(predictions["image_id"]) == sorted(deepfeat.open_features(cache).table["image_id"])
+
+
+def test_fit_json_is_what_the_library_returns(cache, capsys):
+    command = ["fit", str(cache), "--C", "0.001", "0.01", "--positive", "dark", "--test", "0.25", "--jobs", "1"]
+    assert main([*command, "--class-weight", "none", "balanced", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    result = deepfeat.fit_svm(
+        cache, param_grid={"C": [0.001, 0.01]}, positive="dark", test=0.25, class_weight=[None, "balanced"]
+    )
+    assert record["best_params"] == result.best_params
+    assert record["metrics"] == pytest.approx(result.metrics["value"].to_dict())
+    assert len(record["cv_results"]) == 4
+    assert record["confusion"] == result.confusion.to_dict("index")
+
+
+def test_extract_with_a_label_file(folder, tmp_path, capsys):
+    csv = tmp_path / "labels.csv"
+    rows = [f"{n};{n[:4]};p{i // 2}" for i, n in enumerate(f"dark{k}.png" for k in range(12))]
+    csv.write_text("\n".join(["file;diagnosis;patient", *rows]), encoding="utf-8")
+    columns = ["--image-column", "file", "--label-column", "diagnosis", "--group-column", "patient"]
+    command = extract_command(folder, tmp_path / "c.h5", "--csv", str(csv), *columns)
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "note: 12 image(s) in" in captured.err
+    assert deepfeat.open_features(tmp_path / "c.h5").table["group"].nunique() == 6
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        (["fit", "missing.h5"], 1, "there is no feature store 'missing.h5'"),
+        (["store", "info", "missing.h5"], 1, "there is no feature store"),
+        (["extract", "missing", "--backbone", "VGG16"], 2, "does not exist"),
+        (["extract", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17': did you mean VGG"),
+        (["extract", ".", "--backbone", "VGG16=nothing.h5"], 2, "'nothing.h5' is not a file"),
+        (["extract", ".", "--backbone", "mine.keras"], 2, "needs --preprocess"),
+        (["extract", ".", "--backbone", "VGG16", "--metadata", "m.csv"], 2, "--metadata goes with --isic"),
+    ],
+)
+def test_failure_is_one_sentence_and_an_exit_code(command, status, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("deepfeat: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--positive", "grey"], "positive is 'grey', which no image has"),
+        (["--test", "half"], "--test is 'half'"),
+        (["--test", "1.5"], "between 0 and 1"),
+        (["--cv", "1"], "cv"),
+        (["--C", "-1"], "numbers above 0"),
+        (["--backbone", "VGG16"], "has no block 'VGG16'"),
+    ],
+)
+def test_fit_with_a_wrong_option_says_so(cache, options, message, capsys):
+    assert main(["fit", str(cache), *options]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["extract"], ["fit"], ["nonsense"], ["fit", "x.h5", "--kernel", "poly"]])
+def test_wrong_use_exits_with_2(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    assert "usage: deepfeat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["demo"], ["extract"], ["fit"], ["store", "info"]])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert f"example: deepfeat {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_interruption_says_how_to_go_on(cache, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deepfeat, "fit_svm", stop)
+    assert main(["fit", str(cache)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_demo_runs_both_stages_from_nothing(tmp_path):
+    """The main job, end to end, in a process of its own."""
+    command = [sys.executable, "-m", "deepfeat.cli", "demo", "--jobs", "2"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    scores = {line.rsplit(None, 1)[0]: float(line.rsplit(None, 1)[1]) for line in lines[:2]}
+    assert scores.keys() == {"accuracy", "balanced accuracy"}
+    assert min(scores.values()) > 0.85
+    assert lines[-2].strip().startswith("deepfeat extract ")
+    assert lines[-1].strip().startswith("deepfeat fit ")
+    assert "image/s" in run.stderr
+    assert "oneDNN" not in run.stderr
+    store = deepfeat.open_features(tmp_path / "deepfeat-demo" / "features.h5")
+    assert store.blocks["done"].tolist() == [1797]
+    assert store.table["label"].value_counts().min() == 174
