@@ -37,10 +37,13 @@ def merge_groups(groups: Sequence[Any], digests: Sequence[Any] | None = None) ->
     Returns
     -------
     ndarray of shape (n,), int
-        The number of each image's set, from 0.
+        The number of each image's set, from 0, in the sorted order of the
+        groups: where groups alone decide, scikit-learn's shuffled splitters
+        make the same folds of these numbers as of the groups themselves.
     """
     n_images = len(groups)
-    ties = [_codes(groups)] if digests is None else [_codes(groups), _codes(digests)]
+    group_codes = _codes(groups)
+    ties = [group_codes] if digests is None else [group_codes, _codes(digests)]
     rows, columns, offset = [], [], n_images
     for codes in ties:
         known = np.flatnonzero(codes >= 0)
@@ -50,7 +53,11 @@ def merge_groups(groups: Sequence[Any], digests: Sequence[Any] | None = None) ->
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(offset, offset))
     _, component = connected_components(graph, directed=False)
-    return np.unique(component[:n_images], return_inverse=True)[1]
+    component = component[:n_images]
+    rank = np.where(group_codes >= 0, group_codes, group_codes.max(initial=-1) + 1 + np.arange(n_images))
+    first = np.full(component.max(initial=-1) + 1, offset)
+    np.minimum.at(first, component, rank)
+    return np.unique(first[component], return_inverse=True)[1]
 
 
 def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float, seed: int) -> Fold:
@@ -158,7 +165,7 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
 
 
 def _codes(values: Sequence[Any]) -> np.ndarray:
-    return pd.factorize(pd.Series(list(values), dtype=object))[0]
+    return pd.factorize(pd.Series(list(values), dtype=object), sort=True)[0]
 
 
 def _index_arrays(cv: Iterable[Any], n_images: int) -> list[Fold]:

@@ -445,3 +445,20 @@ def test_hold_out_of_any_data_is_leak_free_or_refused(data, share, seed):
         return
     assert sorted([*train, *test]) == list(range(len(labels)))
     assert_leak_free([(train, test), (test, train)], labels, merge_groups(groups))
+
+
+def test_sets_are_numbered_in_the_order_of_the_groups():
+    assert merge_groups(["c", "a", None, "b", "a"]).tolist() == [2, 0, 3, 1, 0]
+    assert merge_groups(["c", "a", None, "b", "a"], [1, 2, 1, 3, 4]).tolist() == [2, 0, 2, 1, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_of_grouped_images_equal_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    groups = np.array([f"g{i}" for i in rng.integers(0, 40, 120)], object)
+    labels = np.array(["ab"[int(g[1:]) % 2] for g in groups])
+    folds = make_folds(labels, merge_groups(groups), 4, seed)
+    expected = StratifiedGroupKFold(4, shuffle=True, random_state=seed).split(labels, labels, groups)
+    for (train, test), (other_train, other_test) in zip(folds, expected, strict=True):
+        np.testing.assert_array_equal(train, other_train)
+        np.testing.assert_array_equal(test, other_test)

@@ -107,9 +107,9 @@ def fit_svm(
     --------
     >>> import deepfeat
     >>> from sklearn.datasets import load_wine
-    >>> result = deepfeat.fit_svm(load_wine(return_X_y=True), test=0.25, param_grid={"C": [0.01, 0.1]})
+    >>> result = deepfeat.fit_svm(load_wine(return_X_y=True), test=0.25, param_grid={"C": [0.0001, 0.1]})
     >>> result.best_params["C"]
-    0.01
+    0.1
     >>> bool(result.metrics.value["accuracy"] > 0.9)
     True
     """
