@@ -30,6 +30,8 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
+_NOT_CLASSES = ("score_weight", "validation_weight")
+
 _DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -77,13 +79,14 @@ def read_folder(root: str | os.PathLike[str]) -> pd.DataFrame:
         msg = f"no images found in {os.fspath(root)!r}, only {found}: expected one sub-folder of images per class"
         raise DataError(msg)
     parts = [PurePosixPath(name).parts for name in names]
-    split_layout = all(len(p) > 1 and p[0].lower() in SPLITS for p in parts)
+    inner = [p for p in parts if len(p) > 1]
+    split_layout = bool(inner) and all(p[0].lower() in SPLITS for p in inner)
     skip = 1 if split_layout else 0
     table = _table(
         names,
         [_join(root, name) for name in names],
         label=[p[skip] if len(p) > skip + 1 else None for p in parts],
-        split=[SPLITS[p[0].lower()] for p in parts] if split_layout else None,
+        split=[SPLITS[p[0].lower()] if len(p) > 1 else None for p in parts] if split_layout else None,
     )
     _warn(others, "file(s) without an image ending left out")
     _warn(_empty_folders(root, parts, skip), "sub-folder(s) without any image")
@@ -162,7 +165,8 @@ def read_isic(
     images : path
         Folder of JPEG files named after the image column of the ground truth.
     ground_truth : path
-        CSV with an ``image`` column and one 0/1 column per class.
+        CSV with an ``image`` column and one 0/1 column per class; the weights of the
+        challenge's test sets (score_weight, validation_weight) are not classes.
     metadata : path, optional
         CSV with ``image`` and ``lesion_id``; the latter becomes ``group``.
 
@@ -187,7 +191,7 @@ def read_isic(
     """
     truth = _read_delimited(ground_truth, ["image"])
     ids = truth["image"].tolist()
-    labels = _from_one_hot(truth.drop(columns="image"), ids)
+    labels = _from_one_hot(truth.drop(columns=["image", *_NOT_CLASSES], errors="ignore"), ids)
     groups = None
     if metadata is not None:
         details = _read_delimited(metadata, ["image", "lesion_id"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,6 +73,9 @@ def stamp_file(path: str) -> FileStamp | None:
 def read_bytes(path: str) -> bytes:
     """Read a whole file; failures become an ImageError with a short reason."""
     try:
+        # A pipe or a device would be waited for, for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError("not a regular file")
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError as error:

@@ -970,3 +970,25 @@ def test_relabel_is_quick_for_many_images():
     table = make_table([hashlib.md5(str(i).encode()).hexdigest()[0] for i in range(20_000)])
     new = pd.Series("X", index=table["image_id"])
     assert set(relabel(table, new)["label"]) == {"X"}
+
+
+def test_read_folder_stray_image_beside_the_splits_has_neither_label_nor_split(tmp_path):
+    make_files(tmp_path, "train/a/0.png", "train/b/1.png", "test/a/2.png", "stray.png")
+    table, messages = collected(read_folder, tmp_path)
+    table = table.set_index("image_id")
+    assert table["split"].dropna().to_dict() == {
+        "train/a/0.png": "train",
+        "train/b/1.png": "train",
+        "test/a/2.png": "test",
+    }
+    assert table["label"].dropna().to_dict() == {"train/a/0.png": "a", "train/b/1.png": "b", "test/a/2.png": "a"}
+    assert any("'stray.png'" in message and "without a label" in message for message in messages)
+
+
+def test_read_isic_ground_truth_of_a_test_set_has_weights_that_are_no_classes(tmp_path):
+    make_files(tmp_path, "images/x.jpg", "images/y.jpg")
+    truth = tmp_path / "truth.csv"
+    truth.write_text(
+        "image,MEL,NV,score_weight,validation_weight\nx,1.0,0.0,1.0,0\ny,0.0,1.0,0.0,1\n", encoding="utf-8"
+    )
+    assert read_isic(tmp_path / "images", truth)["label"].tolist() == ["MEL", "NV"]

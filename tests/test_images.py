@@ -489,7 +489,7 @@ def test_load_image_without_a_file(tmp_path, name, reason):
 def test_load_image_of_a_folder(tmp_path):
     loaded = load_image(0, str(tmp_path), (5, 5), "crop")
     assert loaded.pixels is None
-    assert loaded.reason.startswith("unreadable: ")
+    assert loaded.reason == "not a regular file"
 
 
 def test_load_image_of_a_broken_link(tmp_path):
@@ -509,8 +509,10 @@ def test_load_image_reports_what_the_system_said(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
     monkeypatch.setattr("builtins.open", refuse)
-    assert load_image(0, str(tmp_path), (5, 5), "crop").reason == "unreadable: Permission denied"
+    assert load_image(0, str(path), (5, 5), "crop").reason == "unreadable: Permission denied"
 
 
 @pytest.fixture
@@ -615,3 +617,9 @@ def test_stream_images_passes_on_an_error_that_is_not_about_the_file(monkeypatch
     monkeypatch.setattr(images, "load_image", load)
     with pytest.raises(MemoryError):
         list(stream_images({0: "a", 1: "b"}, (1, 1), "pad", workers=2, ahead=2))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_load_image_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert load_image(0, str(tmp_path / "pipe.jpg"), (8, 8), "squash").reason == "not a regular file"
