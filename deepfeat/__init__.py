@@ -32,6 +32,8 @@ _HOMES = {
     "ImageError": "errors",
     "BackboneError": "errors",
     "StoreError": "errors",
+    "DamageError": "errors",
+    "LockedError": "errors",
     "DataWarning": "errors",
 }
 
@@ -48,10 +50,12 @@ if TYPE_CHECKING:
     from deepfeat.datasets import read_csv, read_folder, read_isic, split_table
     from deepfeat.errors import (
         BackboneError,
+        DamageError,
         DataError,
         DataWarning,
         DeepfeatError,
         ImageError,
+        LockedError,
         StoreError,
         UsageError,
     )

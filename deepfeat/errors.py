@@ -25,5 +25,13 @@ class StoreError(DeepfeatError):
     """A file is not a feature store, or does not hold what was asked for."""
 
 
+class DamageError(StoreError):
+    """A feature store's content does not match its own checksums or description."""
+
+
+class LockedError(StoreError):
+    """Another process is writing the feature store; the message names it."""
+
+
 class DataWarning(UserWarning):
     """Something in the data deserves a look, and deepfeat went on."""

@@ -199,7 +199,7 @@ def test_stored_spec_is_what_was_given_and_nothing_more(path, build_store, make_
     assert store.blocks["spec"][0] == make_spec()
     with h5py.File(path) as file:
         group = file["blocks"][block_key(make_spec())]
-        assert group.attrs["spec"] == canonical_json(make_spec())
+        assert group.attrs["spec"].decode() == canonical_json(make_spec())
         assert set(group.attrs) == {"spec", "versions", "shape"}
 
 
@@ -516,19 +516,19 @@ def break_version(path):
 def break_spec(path):
     with h5py.File(path, "r+") as file:
         group = next(iter(file["blocks"].values()))
-        group.attrs["spec"] = group.attrs["spec"].replace("squash", "crop")
+        group.attrs["spec"] = np.bytes_(group.attrs["spec"].replace(b"squash", b"crop"))
 
 
 def break_json(path):
     with h5py.File(path, "r+") as file:
-        next(iter(file["blocks"].values())).attrs["spec"] = "{"
+        next(iter(file["blocks"].values())).attrs["spec"] = np.bytes_(b"{")
 
 
 def break_spec_entries(path):
     with h5py.File(path, "r+") as file:
         spec = {"backbone": "NetA"}
         group = file["blocks"].create_group(block_key(spec))
-        group.attrs["spec"] = canonical_json(spec)
+        group.attrs["spec"] = np.bytes_(canonical_json(spec).encode())
 
 
 def drop_images(path):
@@ -541,23 +541,28 @@ def drop_shape(path):
         del next(iter(file["blocks"].values())).attrs["shape"]
 
 
+def start_writing(path):
+    with StoreWriter(path):
+        pass
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-@pytest.mark.parametrize("opens", [deepfeat.open_features, FeatureStore, StoreWriter, deepfeat.fit_svm])
+@pytest.mark.parametrize("opens", [deepfeat.open_features, FeatureStore, start_writing, deepfeat.fit_svm])
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda path: path.unlink(), "there is no feature store '{path}': make one with deepfeat.extract or"),
         (lambda path: path.write_text("image,label\n"), "{path} is not a feature store that can be read: "),
         (lambda path: path.write_bytes(b""), "{path} is not a feature store that can be read: "),
-        (cut, "{path} is not a feature store that can be read: "),
+        (cut, "{path} is damaged: "),
         (break_format, "{path} is an HDF5 file, but not a feature store of deepfeat"),
         (break_version, "{path} has format version 2, and this deepfeat reads version 1: upgrade deepfeat"),
-        (break_spec, "block {key} of {path} does not match its own description: the file is damaged"),
-        (break_json, "block {key} of {path} does not match its own description: the file is damaged"),
-        (break_spec_entries, "does not match its own description: the file is damaged"),
+        (break_spec, "{path} is damaged: block {key} does not match its own description"),
+        (break_json, "{path} is damaged: block {key} does not match its own description"),
+        (break_spec_entries, "does not match its own description"),
         (drop_images, "{path} is damaged: "),
         (drop_shape, "{path} is damaged: "),
     ],
@@ -567,7 +572,7 @@ def test_file_that_is_no_store_is_refused(
 ):
     build_store(path, make_table(400), [(make_spec(), random_features(400, 3))])
     damage(path)
-    if opens is StoreWriter and not path.exists():
+    if opens is start_writing and not path.exists():
         pytest.skip("a writer makes the file")
     with pytest.raises(StoreError) as caught:
         opens(path)
@@ -583,12 +588,12 @@ def test_folder_instead_of_a_store_is_refused(tmp_path):
 
 def test_writer_in_a_folder_that_does_not_exist(tmp_path):
     with pytest.raises(StoreError) as caught:
-        StoreWriter(tmp_path / "nowhere" / "f.h5")
+        start_writing(tmp_path / "nowhere" / "f.h5")
     assert str(caught.value) == f"cannot create {tmp_path}/nowhere/f.h5: there is no folder '{tmp_path}/nowhere'"
 
 
 def test_new_store_leaves_no_draft(tmp_path):
-    StoreWriter(tmp_path / "f.h5")
+    start_writing(tmp_path / "f.h5")
     assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
     assert deepfeat.open_features(tmp_path / "f.h5").table.empty
 
@@ -620,7 +625,7 @@ def read_plainly(path):
 def test_plain_h5py_reads_a_grown_store(grown_store, path, make_spec):
     store, features = grown_store
     attributes, count, ids, labels, blocks = read_plainly(path)
-    assert attributes == {"format": "deepfeat features", "format_version": 1}
+    assert attributes == {"format": b"deepfeat features", "format_version": 1}
     assert (count, ids, labels) == (9, store.table["image_id"].tolist(), [""] * 9)
     block = blocks[block_key(make_spec())]
     assert (block["spec"], block["shape"]) == (make_spec(), [3])

@@ -1,0 +1,439 @@
+"""The HDF5 layout, format version 1: where things are in a file, read with distrust.
+
+A store may come from a stranger or from a failing disk. Nothing is read
+through HDF5 but groups, attributes and the places of contiguous data sets, all
+of which HDF5 keeps under checksums; and each place must lie inside the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+from zlib import crc32
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from deepfeat.errors import StoreError
+
+FORMAT = "deepfeat features"
+FORMAT_VERSION = 1
+
+MISSING, DONE, FAILED = 0, 1, 2
+
+#: What is known of one row of a block, beside its features; packed, little-endian.
+RECORD = np.dtype(
+    [
+        ("state", "u1"),
+        ("checksum", "<u4"),
+        ("size", "<i8"),
+        ("mtime_ns", "<i8"),
+        ("digest", "u1", (32,)),
+        ("reason", "S80"),
+        ("seal", "<u4"),
+    ]
+)
+
+COLUMNS = ("image_id", "path", "label", "group", "split")
+
+#: Types in which features may be stored.
+DTYPES = ("float32", "float16")
+
+_REQUIRED_SPEC = frozenset({"backbone", "weights", "layer", "pooling"})
+_KEY = re.compile("[0-9a-f]{32}")
+_LARGEST_ATTRIBUTE = 1 << 20
+
+
+def block_key(spec: Mapping[str, Any]) -> str:
+    """Digest of everything that decides a block's numbers.
+
+    Parameters
+    ----------
+    spec : mapping
+        JSON values only; never a path or a time.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits: the head of the SHA-256 of the canonical JSON.
+    """
+    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:32]
+
+
+def canonical_json(spec: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces, so that equal specs are equal text."""
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a contiguous array begins in the file, and what it is."""
+
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def map(self, path: Path) -> np.ndarray:
+        """Map the array into memory, read-only."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return cast(np.ndarray, np.memmap(path, self.dtype, "r", self.offset, self.shape))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of rows of one block."""
+
+    start: int
+    features: Place
+    records: Place
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.records.shape[0]
+
+    @property
+    def stop(self) -> int:
+        """Row after the last."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True)
+class Block:
+    """One feature block as the file describes it."""
+
+    key: str
+    spec: dict[str, Any]
+    versions: dict[str, str]
+    shape: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def name(self) -> str:
+        """Backbone, with the layer where one was named."""
+        layer = self.spec["layer"]
+        return f"{self.spec['backbone']}:{layer}" if layer else str(self.spec["backbone"])
+
+    @property
+    def dim(self) -> int:
+        """Number of values of one row."""
+        return int(np.prod(self.shape))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the stored values."""
+        return feature_dtype(self.spec)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that have space in the file."""
+        return sum(segment.count for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Everything that HDF5 knows of a store."""
+
+    n_images: int
+    columns: dict[str, tuple[Place, Place]]
+    table_digest: str
+    blocks: tuple[Block, ...]
+
+
+def feature_dtype(spec: Mapping[str, Any]) -> np.dtype:
+    """Type in which a block stores its values."""
+    return np.dtype(spec.get("dtype", "float32")).newbyteorder("<")
+
+
+# Seals and checksums
+
+
+def seal_records(key: str, rows: np.ndarray, records: np.ndarray) -> np.ndarray:
+    """CRC-32 of each record together with the block and the row that it belongs to.
+
+    Parameters
+    ----------
+    key : str
+        Of the block.
+    rows : ndarray of shape (n,), int
+        Row numbers in the table.
+    records : ndarray of shape (n,), dtype `RECORD`
+
+    Returns
+    -------
+    ndarray of shape (n,), uint32
+        Of the key's 32 ASCII digits, the row as int64, and the record without its seal.
+    """
+    head = crc32(key.encode())
+    body = RECORD.itemsize - RECORD["seal"].itemsize
+    width = 8 + body
+    sealed = np.empty((len(records), width), np.uint8)
+    sealed[:, :8] = np.asarray(rows, "<i8").reshape(-1, 1).view(np.uint8)
+    sealed[:, 8:] = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), -1)[:, :body]
+    data = sealed.reshape(-1).data
+    return np.fromiter((crc32(data[i : i + width], head) for i in range(0, len(data), width)), "<u4", len(records))
+
+
+def damaged_records(key: str, start: int, records: np.ndarray) -> np.ndarray:
+    """Numbers of the rows whose record is neither empty nor sealed; ``start`` is the first row's."""
+    used = np.flatnonzero(records.view(np.uint8).reshape(-1, RECORD.itemsize).any(axis=1))
+    wrong = seal_records(key, used + start, records[used]) != records["seal"][used]
+    return used[wrong | (records["state"][used] > FAILED)] + start
+
+
+def row_checksums(features: np.ndarray) -> np.ndarray:
+    """CRC-32 of the bytes of each row.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, ...), little-endian
+
+    Returns
+    -------
+    ndarray of shape (n,), uint32
+    """
+    rows = np.ascontiguousarray(features).reshape(len(features), -1).view(np.uint8)
+    return np.fromiter((crc32(row.data) for row in rows), "<u4", len(rows))
+
+
+def table_digest(columns: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """SHA-256 of all columns' offsets and text, in the order of `COLUMNS`."""
+    digest = hashlib.sha256()
+    for name in COLUMNS:
+        for part in columns[name]:
+            digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+# Reading the structure
+
+
+def read_structure(file: h5py.File, path: Path) -> Structure:
+    """Read and check everything that HDF5 knows of a store.
+
+    Raises
+    ------
+    StoreError
+        If the file is no store, is of another version, is damaged, or reaches beyond itself.
+    """
+    if not _has_format(file):
+        msg = f"{path} is an HDF5 file, but not a feature store of deepfeat"
+        raise StoreError(msg)
+    version = _attribute(file, "format_version", default=0)
+    if version != FORMAT_VERSION:
+        msg = f"{path} has format version {version}, and this deepfeat reads version {FORMAT_VERSION}: upgrade deepfeat"
+        raise StoreError(msg)
+    images = _group(file, "images")
+    n_images = int(_attribute(images, "count"))
+    size = os.path.getsize(path)
+    columns = {name: _text_places(_group(images, name), n_images, size) for name in COLUMNS}
+    blocks = [_read_block(key, _group(file["blocks"], key), n_images, size) for key in _group(file, "blocks")]
+    return Structure(
+        n_images,
+        columns,
+        str(_attribute(images, "sha256")),
+        tuple(sorted(blocks, key=lambda block: (block.name, block.key))),
+    )
+
+
+def _has_format(file: h5py.File) -> bool:
+    try:
+        return bool(_attribute(file, "format", default=None) == FORMAT)
+    except StructureError:
+        return False
+
+
+def _read_block(key: str, group: h5py.Group, n_images: int, size: int) -> Block:
+    spec = _read_spec(key, group)
+    shape = tuple(int(n) for n in np.atleast_1d(_attribute(group, "shape")))
+    if not shape or min(shape) < 1:
+        _refuse(f"block {key} has rows of shape {shape}")
+    segments = []
+    for name in sorted(_group(group, "segments")):
+        segment = _group(group["segments"], name)
+        records = _place(segment, "records", RECORD, 1, size)
+        features = _place(segment, "features", feature_dtype(spec), 1 + len(shape), size)
+        if features.shape != (*records.shape, *shape):
+            _refuse(f"segment {name} of block {key} has features of shape {features.shape}")
+        segments.append(Segment(int(_attribute(segment, "start")), features, records))
+    starts = np.cumsum([0, *(segment.count for segment in segments)])
+    if [segment.start for segment in segments] != starts[:-1].tolist() or starts[-1] > n_images:
+        _refuse(f"the segments of block {key} do not follow each other")
+    return Block(key, spec, json.loads(_attribute(group, "versions")), shape, tuple(segments))
+
+
+def _read_spec(key: str, group: h5py.Group) -> dict[str, Any]:
+    """Read a block's spec, which must have the digest under which it is stored."""
+    try:
+        spec: dict[str, Any] = json.loads(_attribute(group, "spec"))
+        intact = _KEY.fullmatch(key) and spec.keys() >= _REQUIRED_SPEC and block_key(spec) == key
+        intact = intact and spec.get("dtype", "float32") in DTYPES
+    except (ValueError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        _refuse(f"block {key} does not match its own description")
+    return spec
+
+
+class StructureError(Exception):
+    """The structure contradicts itself; the reader adds which file it is."""
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise StructureError(problem)
+
+
+#: What reading a damaged or hostile structure may raise.
+STRUCTURE_ERRORS = (
+    StructureError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def _group(parent: h5py.Group, name: str) -> h5py.Group:
+    """Open a group that is in this very file."""
+    if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
+        _refuse(f"{name!r} is a link to somewhere else")
+    group = parent[name]
+    if not isinstance(group, h5py.Group):
+        _refuse(f"{name!r} is not a group")
+    return group
+
+
+_UNSET = object()
+
+
+def _attribute(group: h5py.Group, name: str, default: Any = _UNSET) -> Any:
+    """Read a small attribute of numbers or fixed-length text."""
+    if default is not _UNSET and name not in group.attrs:
+        return default
+    attribute = h5py.h5a.open(group.id, name.encode())
+    kind = attribute.get_type()
+    fixed_text = isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str()
+    if not (fixed_text or isinstance(kind, h5py.h5t.TypeIntegerID)):
+        _refuse(f"attribute {name!r} is neither a number nor text of fixed length")
+    if attribute.get_storage_size() > _LARGEST_ATTRIBUTE:
+        _refuse(f"attribute {name!r} is too large")
+    value = group.attrs[name]
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
+def _place(group: h5py.Group, name: str, dtype: np.dtype, n_axes: int, file_size: int) -> Place:
+    """Find an array that is whole, plain, of the expected type and inside the file."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        _refuse(f"{name!r} is a link to somewhere else")
+    data = group[name]
+    if not isinstance(data, h5py.Dataset):
+        _refuse(f"{name!r} is not a data set")
+    properties = data.id.get_create_plist()
+    plain = properties.get_layout() == h5py.h5d.CONTIGUOUS and not properties.get_external_count()
+    if not plain or properties.get_nfilters() or data.dtype != dtype or len(data.shape) != n_axes:
+        _refuse(f"{name!r} is not a contiguous array of {dtype} with {n_axes} axes")
+    shape = tuple(int(n) for n in data.shape)
+    if 0 in shape:
+        return Place(0, dtype, shape)
+    offset, length = data.id.get_offset(), dtype.itemsize
+    for n in shape:
+        length *= n
+    if offset is None or offset + length > file_size:
+        _refuse(f"{name!r} reaches beyond the end of the file")
+    return Place(int(offset), dtype, shape)
+
+
+# Writing the structure
+
+
+def write_empty(file: h5py.File) -> None:
+    """Lay out a store without images."""
+    file.attrs["format"] = np.bytes_(FORMAT)
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.create_group("blocks")
+    write_table(file, pd.DataFrame({name: [] for name in COLUMNS}, dtype=object))
+
+
+def write_table(file: h5py.File, table: pd.DataFrame) -> None:
+    """Replace the image table."""
+    # Text that cannot be encoded must fail before anything is taken away.
+    columns = {name: _encode_text(["" if pd.isna(v) else v for v in table[name]]) for name in COLUMNS}
+    images = file.create_group("images.new")
+    images.attrs["count"] = len(table)
+    images.attrs["sha256"] = np.bytes_(table_digest(columns))
+    for name, (offsets, utf8) in columns.items():
+        images[f"{name}/offsets"], images[f"{name}/utf8"] = offsets, utf8
+    # The old table's space is given up only now, and never used again: somebody may be reading there.
+    if "images" in file:
+        del file["images"]
+    file.move("images.new", "images")
+
+
+def write_block(
+    file: h5py.File, spec: Mapping[str, Any], shape: tuple[int, ...], versions: Mapping[str, str]
+) -> h5py.Group:
+    """Describe a block, new or known."""
+    group = file.require_group(f"blocks/{block_key(spec)}")
+    group.attrs["spec"] = np.bytes_(canonical_json(spec).encode())
+    group.attrs["versions"] = np.bytes_(canonical_json(versions).encode())
+    group.attrs["shape"] = np.asarray(shape, np.int64)
+    group.require_group("segments")
+    return group
+
+
+def add_segment(group: h5py.Group, spec: Mapping[str, Any], start: int, count: int, shape: tuple[int, ...]) -> None:
+    """Give a block space for more rows, all of them missing."""
+    segments = group["segments"]
+    segment = segments.create_group(f"{len(segments):06d}")
+    segment.attrs["start"] = start
+    for name, extent, dtype in (("features", (count, *shape), feature_dtype(spec)), ("records", (count,), RECORD)):
+        segment.create_dataset(name, extent, dtype, dcpl=_allocated())
+
+
+def _allocated() -> h5py.h5p.PropDCID:
+    """Creation properties of an array with its space at the end of the file from the beginning.
+
+    The space is not written: the file grows by a hole, which reads as zeros, and zeros mean missing.
+    """
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return properties
+
+
+# Text columns, laid out as Apache Arrow does
+
+
+def _encode_text(values: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Lay out text: where each value begins and ends, and all bytes in a row."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype="<i8")
+    return offsets, np.frombuffer(b"".join(encoded), np.uint8)
+
+
+def decode_text(offsets: np.ndarray, utf8: np.ndarray) -> Iterator[str]:
+    """Yield the values of a text column."""
+    data, ends = utf8.tobytes(), offsets.tolist()
+    for begin, end in itertools.pairwise(ends):
+        yield data[begin:end].decode("utf-8", "surrogateescape")
+
+
+def _text_places(group: h5py.Group, count: int, file_size: int) -> tuple[Place, Place]:
+    offsets = _place(group, "offsets", np.dtype("<i8"), 1, file_size)
+    if offsets.shape != (count + 1,):
+        _refuse(f"a text column has {offsets.shape[0]} offsets for {count} images")
+    return offsets, _place(group, "utf8", np.dtype("u1"), 1, file_size)

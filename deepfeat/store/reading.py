@@ -1,0 +1,357 @@
+"""A feature store opened for reading."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from deepfeat.errors import DamageError, StoreError
+from deepfeat.store.journal import viewing
+from deepfeat.store.layout import (
+    COLUMNS,
+    DONE,
+    FAILED,
+    MISSING,
+    RECORD,
+    STRUCTURE_ERRORS,
+    Block,
+    Structure,
+    canonical_json,
+    damaged_records,
+    decode_text,
+    read_structure,
+    row_checksums,
+    table_digest,
+)
+from deepfeat.store.lock import lock_path
+
+#: Rows whose checksums are compared at a time, so that they are still in the processor's cache.
+_CHECKED_AT_ONCE = 256
+
+
+def open_features(path: str | os.PathLike[str]) -> FeatureStore:
+    """Open a feature store for reading.
+
+    Parameters
+    ----------
+    path : path
+        An HDF5 file made by `deepfeat.extract`.
+
+    Returns
+    -------
+    FeatureStore
+        A snapshot: it does not see images that are added later.
+
+    Raises
+    ------
+    StoreError
+        If there is no such file, or it is not a feature store that this version can read.
+
+    Examples
+    --------
+    >>> store = deepfeat.open_features("features.h5")      # doctest: +SKIP
+    >>> store.blocks[["name", "dim", "done"]]              # doctest: +SKIP
+    """
+    return FeatureStore(path)
+
+
+class FeatureStore:
+    """A feature store opened for reading.
+
+    Every row is checked against its checksum when it is first read; the file
+    may be written by another process meanwhile.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    n_images : int
+    structure : deepfeat.store.layout.Structure
+        What HDF5 knows of the file.
+    table : pandas.DataFrame
+        One row per image: image_id, path, label, group, split.
+    blocks : pandas.DataFrame
+        One row per feature block: name, backbone, key, dim, dtype, the numbers of
+        images that are done, missing and failed, and the whole spec.
+    failures : pandas.DataFrame
+        One row per failed image and block: image_id, block, reason.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.structure = load_structure(self.path)
+        self.n_images = self.structure.n_images
+        self._checked: dict[str, np.ndarray] = {}
+
+    def __repr__(self) -> str:
+        names = ", ".join(block.name for block in self.structure.blocks) or "no blocks"
+        return f"<FeatureStore {str(self.path)!r}: {self.n_images} images, {names}>"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per image, read on first use."""
+        columns = {name: (a.map(self.path), b.map(self.path)) for name, (a, b) in self.structure.columns.items()}
+        if table_digest(columns) != self.structure.table_digest:
+            msg = f"{self.path} is damaged: the image table does not match its checksum"
+            raise DamageError(msg)
+        texts = {name: list(decode_text(*columns[name])) for name in COLUMNS}
+        return pd.DataFrame(
+            {name: values if name in COLUMNS[:2] else [v or None for v in values] for name, values in texts.items()}
+        )
+
+    @property
+    def blocks(self) -> pd.DataFrame:
+        """One row per feature block."""
+        rows = []
+        for block in self.structure.blocks:
+            states = self.records(block.key)["state"]
+            done, failed = int((states == DONE).sum()), int((states == FAILED).sum())
+            rows.append(
+                {
+                    "name": block.name,
+                    "backbone": block.spec["backbone"],
+                    "key": block.key,
+                    "dim": block.dim,
+                    "dtype": block.dtype.name,
+                    "done": done,
+                    "missing": self.n_images - done - failed,
+                    "failed": failed,
+                    "spec": block.spec,
+                    "versions": block.versions,
+                }
+            )
+        columns = ["name", "backbone", "key", "dim", "dtype", "done", "missing", "failed", "spec", "versions"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """One row per failed image and block."""
+        rows = []
+        for block in self.structure.blocks:
+            records = self.records(block.key)
+            for row in np.flatnonzero(records["state"] == FAILED):
+                reason = bytes(records["reason"][row]).decode("utf-8", "replace")
+                rows.append({"image_id": self.table["image_id"][row], "block": block.name, "reason": reason})
+        return pd.DataFrame(rows, columns=["image_id", "block", "reason"])
+
+    def find(self, block: str) -> Block:
+        """Find a block by its name, its backbone's name, or the beginning of its key.
+
+        Raises
+        ------
+        StoreError
+            If none or several fit; the message names them and how they differ.
+        """
+        known = self.structure.blocks
+        for fits in (
+            [b for b in known if b.key == block],
+            [b for b in known if b.name == block],
+            [b for b in known if b.spec["backbone"] == block],
+            [b for b in known if len(block) >= 4 and b.key.startswith(block)],
+        ):
+            if len(fits) == 1:
+                return fits[0]
+            if fits:
+                msg = f"{block!r} fits {len(fits)} blocks of {self.path}: name one by its key: {_differences(fits)}"
+                raise StoreError(msg)
+        names = ", ".join(repr(b.name) for b in known) or "none"
+        msg = f"{self.path} has no block {block!r}: its blocks are {names}"
+        raise StoreError(msg)
+
+    def has_block(self, key: str) -> bool:
+        """Whether there is a block with just this key."""
+        return any(block.key == key for block in self.structure.blocks)
+
+    def records_or_missing(self, key: str) -> np.ndarray:
+        """As `records`; all rows are missing where there is no block with this key."""
+        return self.records(key) if self.has_block(key) else np.zeros(self.n_images, RECORD)
+
+    def records(self, block: str) -> np.ndarray:
+        """What is known of each image in one block, in the table's order.
+
+        Returns
+        -------
+        ndarray of shape (n_images,), dtype `deepfeat.store.RECORD`
+            A copy; images without space in the block are missing.
+
+        Raises
+        ------
+        DamageError
+            If a record does not match its seal.
+        """
+        records, damaged = self.read_records(block)
+        if len(damaged):
+            raise self._damage(self.find(block), damaged, "records")
+        return records
+
+    def read_records(self, block: str) -> tuple[np.ndarray, np.ndarray]:
+        """As `records`, and the numbers of the rows whose record does not match its seal, instead of an error."""
+        found = self.find(block)
+        records, damaged = np.zeros(self.n_images, RECORD), [np.empty(0, int)]
+        for segment in found.segments:
+            part = np.array(segment.records.map(self.path))
+            damaged.append(damaged_records(found.key, segment.start, part))
+            records[segment.start : segment.stop] = part
+        return records, np.concatenate(damaged)
+
+    def ready(self, *blocks: str) -> np.ndarray:
+        """Ids of the images that have features in all the named blocks, in the table's order.
+
+        Returns
+        -------
+        ndarray of str
+        """
+        done = np.ones(self.n_images, bool)
+        for block in blocks:
+            done &= self.records(block)["state"] == DONE
+        return self.table["image_id"].to_numpy(object)[done]
+
+    def features(self, block: str, rows: Sequence[str] | None = None) -> np.ndarray:
+        """Features of one block.
+
+        Parameters
+        ----------
+        block : str
+            Name or key, see `find`.
+        rows : sequence of str, optional
+            Image ids, in the order wanted; all images of the table if None.
+
+        Returns
+        -------
+        ndarray of shape (n, dim), float32
+            Read-only view of the file where all rows are wanted, lie together and
+            are stored as float32, otherwise a copy. Blocks with ``pooling=None`` have
+            shape (n, height, width, channels).
+
+        Raises
+        ------
+        StoreError
+            If an id is unknown, or any wanted row is missing or failed: nobody
+            gets zeros for an image without features.
+        DamageError
+            If a row does not match its checksum; the message names the rows and the way out.
+        """
+        found = self.find(block)
+        positions = np.arange(self.n_images) if rows is None else self.positions(rows)
+        records = self.records(found.key)
+        states = records["state"][positions]
+        if (states != DONE).any():
+            failed, missing = int((states == FAILED).sum()), int((states == MISSING).sum())
+            first = self.table["image_id"][positions[np.flatnonzero(states != DONE)[0]]]
+            msg = (
+                f"{failed + missing} of {len(positions)} images have no {found.name} features "
+                f"({missing} missing, {failed} failed; first: {first!r}): pass rows=store.ready({found.name!r})"
+            )
+            raise StoreError(msg)
+        damaged = self.check_rows(found, records, positions)
+        if len(damaged):
+            raise self._damage(found, damaged, "features")
+        return self._gather(found, None if rows is None else positions)
+
+    def to_frame(self, block: str, rows: Sequence[str] | None = None) -> pd.DataFrame:
+        """Features of one block as a table.
+
+        Parameters
+        ----------
+        block, rows
+            As in `features`.
+
+        Returns
+        -------
+        pandas.DataFrame of shape (n, dim)
+            Indexed by image id; columns are named by the block and numbered.
+        """
+        found = self.find(block)
+        ids = self.table["image_id"].tolist() if rows is None else list(rows)
+        values = self.features(found.key, rows).reshape(len(ids), found.dim)
+        columns = [f"{found.name}_{i}" for i in range(values.shape[1])]
+        return pd.DataFrame(values, index=pd.Index(ids, name="image_id"), columns=columns)
+
+    def positions(self, rows: Sequence[str]) -> np.ndarray:
+        """Row numbers of image ids in the table."""
+        positions = pd.Index(self.table["image_id"]).get_indexer(pd.Index(list(rows), dtype=object))
+        if (positions < 0).any():
+            first = list(rows)[int(np.flatnonzero(positions < 0)[0])]
+            msg = f"{int((positions < 0).sum())} image id(s) are not in {self.path} (first: {first!r})"
+            raise StoreError(msg)
+        return positions
+
+    def check_rows(self, block: Block, records: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Compare rows that were not read before with their checksums.
+
+        Returns
+        -------
+        ndarray of int
+            Numbers of the rows that do not match.
+        """
+        good = self._checked.setdefault(block.key, np.zeros(self.n_images, bool))
+        unread = np.unique(positions[~good[positions]])
+        damaged = [np.empty(0, int)]
+        for segment in block.segments:
+            rows = unread[(unread >= segment.start) & (unread < segment.stop)]
+            features = segment.features.map(self.path)
+            for part in (rows[i : i + _CHECKED_AT_ONCE] for i in range(0, len(rows), _CHECKED_AT_ONCE)):
+                together = part[-1] - part[0] == len(part) - 1
+                inside = (
+                    slice(part[0] - segment.start, part[-1] - segment.start + 1) if together else part - segment.start
+                )
+                match = row_checksums(features[inside]) == records["checksum"][part]
+                good[part[match]] = True
+                damaged.append(part[~match])
+        return np.concatenate(damaged)
+
+    def _gather(self, block: Block, positions: np.ndarray | None) -> np.ndarray:
+        maps = [segment.features.map(self.path) for segment in block.segments]
+        if positions is None:
+            whole = maps[0] if len(maps) == 1 else np.concatenate(maps) if maps else np.empty((0, *block.shape))
+            return whole.astype(np.float32, copy=False)
+        features = np.empty((len(positions), *block.shape), np.float32)
+        for segment, rows in zip(block.segments, maps, strict=True):
+            inside = (positions >= segment.start) & (positions < segment.stop)
+            features[inside] = rows[positions[inside] - segment.start]
+        return features
+
+    def _damage(self, block: Block, damaged: np.ndarray, what: str) -> DamageError:
+        ids = ", ".join(repr(i) for i in self.table["image_id"].to_numpy(object)[damaged[:3]])
+        msg = (
+            f"{self.path} is damaged: the {what} of {len(damaged)} row(s) of {block.name} do not match their checksums "
+            f"({'first: ' if len(damaged) > 3 else ''}{ids}): run `deepfeat store verify --repair` and extract again, "
+            "which computes just these"
+        )
+        return DamageError(msg)
+
+
+def load_structure(path: Path) -> Structure:
+    """Read the structure; a change that takes place meanwhile is waited for."""
+    if not path.is_file():
+        msg = f"there is no feature store {str(path)!r}: make one with deepfeat.extract or `deepfeat extract`"
+        raise StoreError(msg)
+    for pause in (0.02, 0.1, 0.5, None):
+        try:
+            with viewing(path) as file:
+                return read_structure(file, path)
+        except STRUCTURE_ERRORS as error:
+            # A writer may be just changing the structure.
+            if pause is None or not lock_path(path).exists():
+                raise DamageError(_describe(path, error)) from error
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _describe(path: Path, problem: Exception) -> str:
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    if isinstance(problem, OSError) and "file signature not found" in text:
+        return f"{path} is not a feature store that can be read: it is no HDF5 file"
+    return f"{path} is damaged: {text}"
+
+
+def _differences(blocks: Sequence[Block]) -> str:
+    """Name each block by the entries of its spec that are not the same in all."""
+    names = list(dict.fromkeys(name for block in blocks for name in block.spec))
+    varying = [n for n in names if len({canonical_json({"": b.spec.get(n)}) for b in blocks}) > 1]
+    return "; ".join(f"{b.key[:8]} ({', '.join(f'{n}={b.spec.get(n)!r}' for n in varying)})" for b in blocks)

@@ -1,0 +1,220 @@
+"""Adding images, blocks and rows to a feature store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from deepfeat.errors import StoreError
+from deepfeat.store.journal import changing, replay, sync, sync_folder
+from deepfeat.store.layout import (
+    COLUMNS,
+    DONE,
+    RECORD,
+    Block,
+    Place,
+    add_segment,
+    block_key,
+    row_checksums,
+    seal_records,
+    write_block,
+    write_empty,
+    write_table,
+)
+from deepfeat.store.lock import Lock
+from deepfeat.store.reading import FeatureStore
+
+#: Seconds between two commit points, at which everything written is on the disk.
+COMMIT_INTERVAL = 5.0
+
+
+class StoreWriter:
+    """Adds images, blocks and rows to a store; a context manager that holds the store's lock.
+
+    Structure is changed through a journal in short steps, before the long
+    work. Rows are written in place: features first, and then the record
+    that declares them done, so that a process may be killed at any moment.
+    Against a power failure, everything is synced at commit points, and
+    rows that a dead writer left are compared with their checksums.
+
+    Parameters
+    ----------
+    path : path
+        Made if it does not exist.
+
+    Raises
+    ------
+    LockedError
+        If another process is writing the store.
+    StoreError
+        If the file is no feature store, or cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._resources = ExitStack()
+
+    def __enter__(self) -> StoreWriter:
+        if not self.path.parent.is_dir():
+            msg = f"cannot create {self.path}: there is no folder {str(self.path.parent)!r}"
+            raise StoreError(msg)
+        with ExitStack() as resources:
+            lock = resources.enter_context(Lock(self.path))
+            if not self.path.exists():
+                _create(self.path)
+            FeatureStore(self.path)  # another program's file is refused before anything touches it
+            replay(self.path)
+            self._store = FeatureStore(self.path)
+            self._file: BinaryIO = resources.enter_context(open(self.path, "r+b", buffering=0))
+            self._committed = time.monotonic()
+            if lock.inherited:
+                self.reset_damaged_rows()
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._resources:
+            self.commit()
+
+    @property
+    def store(self) -> FeatureStore:
+        """The store as it is now."""
+        return self._store
+
+    def add_images(self, table: pd.DataFrame) -> np.ndarray:
+        """Add images that are new and take over path, label, group and split of known ones.
+
+        A column without any value in ``table`` leaves the stored one as it is.
+
+        Returns
+        -------
+        ndarray of int
+            Row number in the store of each row of ``table``.
+        """
+        stored = self._store.table.set_index("image_id", drop=False)
+        given = table.set_index("image_id", drop=False)
+        merged = stored.reindex(stored.index.append(given.index.difference(stored.index, sort=False)))
+        merged["image_id"] = merged.index
+        for column in COLUMNS[1:]:
+            if given[column].notna().any():
+                merged[column] = merged[column].astype(object)
+                merged.loc[given.index, column] = given[column].astype(object)
+        merged = merged[list(COLUMNS)]
+        if len(merged) != len(stored) or not _same(merged, stored):
+            with changing(self.path) as file:
+                write_table(file, merged)
+            self._store = FeatureStore(self.path)
+        return self._store.positions(table["image_id"].tolist())
+
+    def add_block(self, spec: Mapping[str, object], shape: tuple[int, ...], versions: Mapping[str, str]) -> Block:
+        """Give a block space for every image of the table and return it."""
+        key = block_key(spec)
+        start = self._store.find(key).n_rows if self._store.has_block(key) else 0
+        if start == 0 or start < self._store.n_images:
+            with changing(self.path) as file:
+                group = write_block(file, spec, shape, versions)
+                add_segment(group, spec, start, self._store.n_images - start, shape)
+            self._store = FeatureStore(self.path)
+        return self._store.find(key)
+
+    def write(self, block: Block, rows: Sequence[int], features: np.ndarray, records: np.ndarray) -> None:
+        """Write features and then the records that declare them done.
+
+        Parameters
+        ----------
+        block : Block
+        rows : sequence of int
+            Row numbers in the table.
+        features : ndarray of shape (len(rows), *block.shape)
+            Converted to the block's type.
+        records : ndarray of shape (len(rows),), dtype `RECORD`
+            With size, mtime_ns and digest; state, checksum and seal are filled in here.
+        """
+        features = np.ascontiguousarray(features, block.dtype).reshape(len(rows), block.dim)
+        records = records.copy()
+        records["state"] = DONE
+        records["checksum"] = row_checksums(features)
+        self._write_runs(block, rows, features, "features")
+        self.write_records(block, rows, records)
+
+    def write_records(self, block: Block, rows: Sequence[int], records: np.ndarray) -> None:
+        """Write records alone: of failed images, or of unchanged ones with a new file stamp."""
+        records = records.copy()
+        records["seal"] = seal_records(block.key, np.asarray(rows), records)
+        self._write_runs(block, rows, records, "records")
+        if time.monotonic() - self._committed > COMMIT_INTERVAL:
+            self.commit()
+
+    def commit(self) -> None:
+        """Wait until everything written is on the disk."""
+        sync(self._file)
+        self._committed = time.monotonic()
+
+    def reset_damaged_rows(self) -> dict[str, np.ndarray]:
+        """Declare rows missing that do not match their checksums.
+
+        Returns
+        -------
+        dict of str to ndarray of int
+            Row numbers by key of the block, for blocks with damaged rows.
+        """
+        found = {}
+        for block in self._store.structure.blocks:
+            damaged = damaged_rows(self._store, block)
+            if len(damaged):
+                self._write_runs(block, damaged.tolist(), np.zeros(len(damaged), RECORD), "records")
+                found[block.key] = damaged
+        return found
+
+    def _write_runs(self, block: Block, rows: Sequence[int], values: np.ndarray, part: str) -> None:
+        """Write values in place, one write for each run of neighbouring rows."""
+        positions = np.asarray(rows)
+        owner = np.searchsorted([segment.stop for segment in block.segments], positions, side="right")
+        breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(owner) != 0)) + 1
+        width = values.dtype.itemsize * int(np.prod(values.shape[1:]))
+        for run in np.split(np.arange(len(positions)), breaks):
+            segment = block.segments[owner[run[0]]]
+            place: Place = getattr(segment, part)
+            self._file.seek(place.offset + (int(positions[run[0]]) - segment.start) * width)
+            _write_all(self._file, values[run[0] : run[-1] + 1].data.cast("B"))
+
+
+def damaged_rows(store: FeatureStore, block: Block) -> np.ndarray:
+    """Numbers of the rows of a block whose record or features do not match their checksums."""
+    records, broken = store.read_records(block.key)
+    done = np.setdiff1d(np.flatnonzero(records["state"] == DONE), broken)
+    return np.union1d(broken, store.check_rows(block, records, done))
+
+
+def _write_all(file: BinaryIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _create(path: Path) -> None:
+    """Make an empty store beside its place and move it there whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with h5py.File(draft, "w", libver="v110") as file:
+            write_empty(file)
+        with open(draft, "rb+") as written:
+            sync(written)
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        msg = f"cannot create {path}: {error}"
+        raise StoreError(msg) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _same(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    return all(a[name].fillna("").tolist() == b[name].fillna("").tolist() for name in COLUMNS)
