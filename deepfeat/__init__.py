@@ -24,6 +24,11 @@ _HOMES = {
     "list_backbones": "backbones",
     "open_features": "store",
     "FeatureStore": "store",
+    "verify_features": "store",
+    "merge_features": "transfer",
+    "import_features": "transfer",
+    "read_features": "transfer",
+    "verify_sample": "verification",
     "fit_svm": "svm",
     "SVMResult": "svm",
     "DeepfeatError": "errors",
@@ -60,8 +65,10 @@ if TYPE_CHECKING:
         UsageError,
     )
     from deepfeat.extraction import extract
-    from deepfeat.store import FeatureStore, open_features
+    from deepfeat.store import FeatureStore, open_features, verify_features
     from deepfeat.svm import SVMResult, fit_svm
+    from deepfeat.transfer import import_features, merge_features, read_features
+    from deepfeat.verification import verify_sample
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", DataWarning)
             warnings.showwarning = _show_warning
+            _show_log()
             arguments.run(arguments)
     except UsageError as error:
         return _complain(error, 2)
@@ -73,6 +75,7 @@ def extract(arguments: argparse.Namespace) -> None:
         backbones,
         arguments.cache,
         batch_size=arguments.batch_size,
+        dtype=arguments.dtype,
         on_error=arguments.on_error,
         progress=not arguments.quiet,
     )
@@ -125,6 +128,66 @@ def store_info(arguments: argparse.Namespace) -> None:
     _print_store(deepfeat.open_features(arguments.cache), arguments.json)
 
 
+def store_verify(arguments: argparse.Namespace) -> None:
+    """Compare every row with its checksum, and a sample with features computed again."""
+    import deepfeat
+
+    damaged = deepfeat.verify_features(arguments.cache, repair=arguments.repair)
+    for row in damaged.itertuples():
+        print(f"damaged: {row.image_id} ({row.block})")
+    if arguments.sample:
+        given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
+        compared = deepfeat.verify_sample(arguments.cache, arguments.sample, given)
+        print(compared[["block", "images", "largest_difference"]].to_string(index=False))
+        off = compared[compared["largest_difference"] > 1e-3]
+        if len(off):
+            msg = f"{', '.join(off['block'])} differ from what is computed now by more than 0.001 of the largest value"
+            raise DeepfeatError(msg)
+    if len(damaged) and not arguments.repair:
+        msg = f"{len(damaged)} row(s) are damaged: run with --repair and extract again, which computes just these"
+        raise DeepfeatError(msg)
+    print(f"{len(damaged)} damaged rows are missing now" if len(damaged) else "all rows match their checksums")
+
+
+def store_merge(arguments: argparse.Namespace) -> None:
+    """Merge feature stores into one; conflicts are named, not chosen."""
+    import deepfeat
+
+    _print_store(deepfeat.merge_features(arguments.sources, arguments.target), arguments.json)
+
+
+def store_export(arguments: argparse.Namespace) -> None:
+    """Write labels and features as .parquet, .npz or .csv."""
+    import deepfeat
+
+    store, path = deepfeat.open_features(arguments.cache), Path(arguments.output)
+    if path.suffix == ".parquet":
+        store.to_parquet(path, arguments.backbone)
+    elif path.suffix == ".npz":
+        store.to_npz(path, arguments.backbone)
+    elif path.suffix == ".csv":
+        store.to_frame(arguments.backbone).to_csv(path)
+    else:
+        msg = f"{path.name} ends in {path.suffix!r}: use .parquet, .npz or .csv"
+        raise UsageError(msg)
+    print(f"wrote {path}")
+
+
+def store_import(arguments: argparse.Namespace) -> None:
+    """Put features made elsewhere (.npy, or a data set of an .h5 file) into a store, with a CSV of ids and labels."""
+    import deepfeat
+
+    table, features = deepfeat.read_features(
+        arguments.features,
+        arguments.csv,
+        dataset=arguments.dataset,
+        image=arguments.image_column,
+        label=arguments.label_column,
+        group=arguments.group_column,
+    )
+    _print_store(deepfeat.import_features(features, table, arguments.cache, name=arguments.name), arguments.json)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deepfeat", description="Extract image features once; fit SVMs on them in seconds."
@@ -142,13 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "images", help="folder of images; one sub-folder per class unless --csv or --isic gives labels"
     )
-    command.add_argument(
-        "--backbone",
-        action="append",
-        required=True,
-        metavar="NAME[=WEIGHTS]",
-        help="network, or a .keras file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
-    )
+    _add_backbone_options(command, required=True)
     command.add_argument(
         "--cache", default="features.h5", help="feature store to make or extend (default: features.h5)"
     )
@@ -160,14 +217,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--label-column", default="label", help="with --csv (default: label)")
     command.add_argument("--group-column", help="with --csv: patient or lesion")
     command.add_argument("--split-column", help="with --csv: train, val or test")
-    command.add_argument(
-        "--layer", action="append", help="named layer instead of the network's output; may be repeated"
-    )
-    command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
-    command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
-    command.add_argument("--resize", default="squash", choices=("squash", "crop", "pad"))
-    command.add_argument("--preprocess", help="for a .keras file: none, tf, torch, caffe or lite")
     command.add_argument("--batch-size", type=_batch_size, default="auto")
+    command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored features")
     command.add_argument("--on-error", default="record", choices=("record", "raise"))
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.add_argument("--json", action="store_true")
@@ -198,7 +249,50 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(store, "info", store_info, "deepfeat store info features.h5")
     command.add_argument("cache", help="feature store")
     command.add_argument("--json", action="store_true")
+    command = _command(store, "verify", store_verify, "deepfeat store verify features.h5 --sample 32")
+    command.add_argument("cache", help="feature store")
+    command.add_argument("--repair", action="store_true", help="declare damaged rows missing, to be extracted again")
+    command.add_argument("--sample", type=int, default=0, metavar="N", help="compute N images of each block again")
+    _add_backbone_options(command, required=False)
+
+    command = _command(store, "merge", store_merge, "deepfeat store merge all.h5 part1.h5 part2.h5")
+    command.add_argument("target", help="feature store to make or extend")
+    command.add_argument("sources", nargs="+", help="feature stores, which stay as they are")
+    command.add_argument("--json", action="store_true")
+
+    command = _command(store, "export", store_export, "deepfeat store export features.h5 features.parquet")
+    command.add_argument("cache", help="feature store")
+    command.add_argument("output", help="file to write: .parquet, .npz or .csv")
+    command.add_argument("--backbone", action="append", help="block to write, by name or key; may be repeated")
+
+    command = _command(store, "import", store_import, "deepfeat store import features.h5 vit.npy --csv labels.csv")
+    command.add_argument("cache", help="feature store to make or extend")
+    command.add_argument("features", help=".npy file, or .h5 file with --dataset")
+    command.add_argument("--csv", required=True, help="one row for each row of the features, in their order")
+    command.add_argument("--name", help="name of the block (default: that of the file)")
+    command.add_argument("--dataset", help="data set in an .h5 file")
+    command.add_argument("--image-column", default="image", help="ids in the CSV (default: image)")
+    command.add_argument("--label-column", help="labels in the CSV")
+    command.add_argument("--group-column", help="patient or lesion in the CSV")
+    command.add_argument("--json", action="store_true")
     return parser
+
+
+def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "--backbone",
+        action="append",
+        required=required,
+        metavar="NAME[=WEIGHTS]",
+        help="network, or a .keras file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
+    )
+    command.add_argument(
+        "--layer", action="append", help="named layer instead of the network's output; may be repeated"
+    )
+    command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
+    command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
+    command.add_argument("--resize", default="squash", choices=("squash", "crop", "pad"))
+    command.add_argument("--preprocess", help="for a .keras file: none, tf, torch, caffe or lite")
 
 
 def _command(commands: Any, name: str, run: Any, example: str) -> argparse.ArgumentParser:
@@ -287,6 +381,14 @@ def _print_json(record: dict[str, Any]) -> None:
         return None if isinstance(value, float) and pd.isna(value) else value
 
     print(json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _show_log() -> None:
+    """Print what the library logs on standard error, a line each."""
+    logger = logging.getLogger("deepfeat")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

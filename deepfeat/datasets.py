@@ -142,7 +142,7 @@ def read_csv(
         For rows without an image, images without a row, missing labels, and
         groups with several labels.
     """
-    rows = _read_delimited(csv, [c for c in (image, label, group, split) if c is not None])
+    rows = read_delimited(csv, [c for c in (image, label, group, split) if c is not None])
     return _locate(
         rows[image].tolist(),
         images,
@@ -189,12 +189,12 @@ def read_isic(
     ----------
     Combalia et al. (2019), BCN20000, arXiv:1908.02288.
     """
-    truth = _read_delimited(ground_truth, ["image"])
+    truth = read_delimited(ground_truth, ["image"])
     ids = truth["image"].tolist()
     labels = _from_one_hot(truth.drop(columns=["image", *_NOT_CLASSES], errors="ignore"), ids)
     groups = None
     if metadata is not None:
-        details = _read_delimited(metadata, ["image", "lesion_id"])
+        details = read_delimited(metadata, ["image", "lesion_id"])
         _refuse_duplicates(details["image"], os.fspath(metadata))
         lesion = dict(zip(details["image"], details["lesion_id"], strict=True))
         _warn([i for i in ids if i not in lesion], "image(s) of the ground truth without a row in the metadata")
@@ -375,7 +375,7 @@ def _lookalikes(names: Sequence[str]) -> list[str]:
     return [name for name in names if stems[PurePosixPath(name).stem] > 1]
 
 
-def _read_delimited(path: str | os.PathLike[str], needed: Sequence[str]) -> pd.DataFrame:
+def read_delimited(path: str | os.PathLike[str], needed: Sequence[str]) -> pd.DataFrame:
     """Read a CSV file as text, with the delimiter under which the needed columns exist."""
     source, text = os.fspath(path), _read_text(path)
     try:

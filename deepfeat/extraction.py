@@ -10,7 +10,9 @@ import os
 import platform
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from deepfeat.backbones.network import model_digest
+from deepfeat.backbones.network import check_choice, model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataWarning, ImageError, UsageError
@@ -33,6 +35,7 @@ from deepfeat.store import (
     block_key,
     open_features,
 )
+from deepfeat.store.layout import DTYPES
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +53,7 @@ def extract(
     cache: str | os.PathLike[str] = "features.h5",
     *,
     batch_size: int | str = "auto",
+    dtype: str = "float32",
     on_error: str = "record",
     progress: bool = True,
 ) -> FeatureStore:
@@ -57,7 +61,8 @@ def extract(
 
     A row is computed if it is missing, if it failed before, or if its file has
     changed; a file counts as changed when its size or modification time differ
-    from those stored and its content does too.
+    from those stored and its content does too. An image whose content the
+    block has seen already, under whatever name, is copied and not computed.
 
     Parameters
     ----------
@@ -70,6 +75,9 @@ def extract(
     batch_size : int or "auto"
         Images run through the network at once; it does not change the features
         beyond rounding.
+    dtype : {"float32", "float16"}
+        Type in which features are stored; float16 takes half the space and keeps
+        three digits, see docs/results/float16.md for its effect.
     on_error : {"record", "raise"}
         Whether an image that cannot be read is recorded as failed with the
         reason, or ends the work; what is stored so far stays.
@@ -109,12 +117,14 @@ def extract(
         msg = f"on_error is {on_error!r}: use 'record' or 'raise'"
         raise UsageError(msg)
     size = _batch_size(batch_size)
+    check_choice("dtype", dtype, DTYPES)
     chosen = as_backbones(backbones)
     table = as_table(images)
     with StoreWriter(cache) as writer:
         rows = writer.add_images(table)
         paths = dict(zip(rows.tolist(), table["path"], strict=True))
-        keys = [key for b in chosen for key in _extract_backbone(writer, b, paths, size, on_error, progress)]
+        options = _Options(size, dtype, on_error, progress)
+        keys = [key for backbone in chosen for key in _extract_backbone(writer, backbone, paths, options)]
     store = open_features(cache)
     _report(store, keys, rows)
     return store
@@ -141,24 +151,32 @@ def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[
     return rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
 
 
-def _extract_backbone(
-    writer: StoreWriter, backbone: Backbone, paths: dict[int, str], batch_size: int, on_error: str, progress: bool
-) -> list[str]:
+@dataclass(frozen=True)
+class _Options:
+    batch_size: int
+    dtype: str
+    on_error: str
+    progress: bool
+
+
+def _extract_backbone(writer: StoreWriter, backbone: Backbone, paths: dict[int, str], options: _Options) -> list[str]:
     """Bring the blocks of one backbone up to date; return their keys."""
     model: keras.Model | None = None
     digest = backbone.weights_digest()
     if digest is None:
-        model = _build(backbone)
+        model = build_network(backbone)
         digest = backbone.weights_digest() or model_digest(model)
-    specs = backbone.specs(digest)
+    specs = backbone.specs(digest, options.dtype)
     keys = [block_key(spec) for spec in specs]
     stamps = {row: stamp_file(path) for row, path in paths.items()}
     todo = {row for key in keys for row in plan_rows(writer.store.records_or_missing(key), stamps)}
     if todo:
         if backbone.weights is None:
             logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
-        run = _Run(writer, backbone, model, specs, batch_size)
-        run.process({row: paths[row] for row in sorted(todo)}, on_error, progress)
+        run = _Run(writer, backbone, model, specs, options)
+        run.process({row: paths[row] for row in sorted(todo)})
+    else:
+        logger.info("%s: all %d images are done", backbone.name, len(paths))
     return keys
 
 
@@ -171,37 +189,45 @@ class _Run:
         backbone: Backbone,
         model: keras.Model | None,
         specs: list[dict[str, Any]],
-        batch_size: int,
+        options: _Options,
     ) -> None:
         self._writer, self._backbone, self._model, self._specs = writer, backbone, model, specs
-        self._batch_size = batch_size
+        self._options = options
         self._records = [writer.store.records_or_missing(block_key(spec)) for spec in specs]
+        self._counts: Counter[str] = Counter()
 
-    def process(self, paths: dict[int, str], on_error: str, progress: bool) -> None:
+    def process(self, paths: dict[int, str]) -> None:
         """Load, compute and store; with on_error="raise", stop after the first batch with a failure."""
-        workers = _cores()
+        workers, batch_size = _cores(), self._options.batch_size
         loaded = stream_images(
             paths,
             self._backbone.input_shape[:2],
             self._backbone.resize,
             workers=workers,
-            ahead=2 * self._batch_size + workers,
+            ahead=2 * batch_size + workers,
         )
-        with tqdm(total=len(paths), desc=self._backbone.name, unit="image", disable=not progress) as bar:
-            for batch in _batches(loaded, self._batch_size):
+        with tqdm(total=len(paths), desc=self._backbone.name, unit="image", disable=not self._options.progress) as bar:
+            for batch in _batches(loaded, batch_size):
                 failed = [image for image in batch if image.pixels is None]
                 self._store_good([image for image in batch if image.pixels is not None])
                 self._store_failed(failed)
-                if failed and on_error == "raise":
+                if failed and self._options.on_error == "raise":
                     msg = f"{paths[failed[0].row]}: {failed[0].reason}"
                     raise ImageError(msg)
                 bar.update(len(batch))
+        said = ", ".join(f"{count} {outcome}" for outcome, count in self._counts.items() if count)
+        logger.info("%s: %s of %d images", self._backbone.name, said, len(paths))
 
     def _store_good(self, images: list[LoadedImage]) -> None:
-        fresh = [image for image in images if not self._is_unchanged(image)]
         unchanged = [image for image in images if self._is_unchanged(image)]
+        changed = [image for image in images if not self._is_unchanged(image)]
+        seen = [image for image in changed if self._digest(image) in self._rows_by_digest]
+        fresh = [image for image in changed if self._digest(image) not in self._rows_by_digest]
+        self._counts.update({"touched but unchanged": len(unchanged), "copied": len(seen), "computed": len(fresh)})
         if unchanged:
             self._write_records(unchanged)
+        if seen:
+            self._copy(seen)
         if fresh:
             rows = [image.row for image in fresh]
             layers = self._runtime(np.stack([image.pixels for image in fresh if image.pixels is not None]))
@@ -210,9 +236,30 @@ class _Run:
 
     def _store_failed(self, images: list[LoadedImage]) -> None:
         if images:
+            self._counts["failed"] += len(images)
             rows = [image.row for image in images]
             for block in self._blocks:
                 self._writer.write_records(block, rows, make_records(images))
+
+    def _copy(self, images: list[LoadedImage]) -> None:
+        """Take over the features of images with the same content."""
+        rows = [image.row for image in images]
+        sources = [self._rows_by_digest[self._digest(image)] for image in images]
+        ids = self._writer.store.table["image_id"].to_numpy(object)[sources]
+        for block in self._blocks:
+            self._writer.write(block, rows, self._writer.store.features(block.key, ids), make_records(images))
+
+    @staticmethod
+    def _digest(image: LoadedImage) -> bytes:
+        assert image.digest is not None
+        return image.digest
+
+    @cached_property
+    def _rows_by_digest(self) -> dict[bytes, int]:
+        """A row that every block had done before this run, for each content."""
+        done = np.logical_and.reduce([records["state"] == DONE for records in self._records])
+        done &= np.logical_and.reduce([(r["digest"] == self._records[0]["digest"]).all(axis=1) for r in self._records])
+        return {self._records[0]["digest"][row].tobytes(): int(row) for row in np.flatnonzero(done)}
 
     def _is_unchanged(self, image: LoadedImage) -> bool:
         """Whether every block has the features of just this content already."""
@@ -234,7 +281,7 @@ class _Run:
     def _runtime(self) -> KerasRuntime:
         from deepfeat.runtimes.keras import KerasRuntime
 
-        return KerasRuntime(self._backbone, self._model or _build(self._backbone), self._batch_size)
+        return KerasRuntime(self._backbone, self._model or build_network(self._backbone), self._options.batch_size)
 
     @cached_property
     def _blocks(self) -> list[Block]:
@@ -243,6 +290,8 @@ class _Run:
         blocks = [store.find(key) for key in map(block_key, self._specs) if store.has_block(key)]
         if len(blocks) == len(self._specs) and all(block.n_rows == store.n_images for block in blocks):
             return blocks
+        for block in blocks:
+            _warn_of_other_versions(block)
         shapes = self._runtime.shapes
         return [
             self._writer.add_block(spec, shape, versions()) for spec, shape in zip(self._specs, shapes, strict=True)
@@ -262,7 +311,7 @@ def make_records(images: Sequence[LoadedImage]) -> np.ndarray:
     return records
 
 
-def _build(backbone: Backbone) -> keras.Model:
+def build_network(backbone: Backbone) -> keras.Model:
     """Build a network after Keras has been started the quiet way."""
     importlib.import_module("deepfeat.runtimes.keras")
     return backbone.build()
@@ -274,6 +323,18 @@ def versions() -> dict[str, str]:
 
     packages = ("deepfeat", "keras", keras.backend.backend(), "numpy", "pillow")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _warn_of_other_versions(block: Block) -> None:
+    """Say that a block's new rows will be made by other versions than its old ones."""
+    now = versions()
+    changed = [f"{name} {old} (now {now[name]})" for name, old in block.versions.items() if now.get(name, old) != old]
+    if changed:
+        msg = (
+            f"the rows of {block.name} so far were computed with {', '.join(changed)}: "
+            "`deepfeat store verify --sample 32` tells whether that makes a difference"
+        )
+        warnings.warn(msg, DataWarning, stacklevel=3)
 
 
 def _clip(reason: str) -> bytes:

@@ -17,7 +17,7 @@ import platform
 import time
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 
 import deepfeat
 
@@ -61,7 +61,7 @@ def experiments(store: deepfeat.FeatureStore, jobs: int) -> list[dict]:
                 if split == "grouped":
                     result = deepfeat.fit_svm(store, backbones=blocks, **options)
                 else:
-                    matrix = pd.concat([store.to_frame(block) for block in blocks], axis=1).to_numpy()
+                    matrix = np.hstack([store.features(block) for block in blocks])
                     result = deepfeat.fit_svm((matrix, labels), **options)
                 rows.append(describe(result, blocks, positive, split, grid, time.perf_counter() - start))
                 print(rows[-1], flush=True)

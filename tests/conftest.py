@@ -29,6 +29,7 @@ def make_spec():
             "pixels": 1,
             "preprocessing": {"channels": "rgb", "mean": [127.5] * 3, "std": [127.5] * 3},
             "precision": "float32",
+            "dtype": "float32",
             "view": "original",
             **changes,
         }

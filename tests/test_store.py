@@ -304,8 +304,8 @@ def test_features_without_pooling_keep_their_shape(path, build_store, make_spec,
     np.testing.assert_array_equal(store.features("NetA", ["img002", "img000"]), maps[[2, 0]])
     assert store.blocks["dim"].tolist() == [40]
     frame = store.to_frame("NetA", ["img001"])
-    assert frame.shape == (1, 40)
-    np.testing.assert_array_equal(frame.to_numpy()[0], maps[1].ravel())
+    assert frame.shape == (1, 3 + 40)
+    np.testing.assert_array_equal(frame.iloc[0, 3:].to_numpy(np.float32), maps[1].ravel())
 
 
 @pytest.mark.parametrize("rows", [None, ["img003", "img001"], []])
@@ -313,8 +313,8 @@ def test_to_frame_is_indexed_by_image(mixed_store, rows):
     frame = mixed_store.to_frame("NetB", rows)
     assert frame.index.name == "image_id"
     assert frame.index.tolist() == (mixed_store.table["image_id"].tolist() if rows is None else rows)
-    assert frame.columns.tolist() == ["NetB_0", "NetB_1"]
-    np.testing.assert_array_equal(frame.to_numpy(), mixed_store.features("NetB", rows))
+    assert frame.columns.tolist() == ["label", "group", "split", "NetB_0", "NetB_1"]
+    np.testing.assert_array_equal(frame[["NetB_0", "NetB_1"]].to_numpy(), mixed_store.features("NetB", rows))
 
 
 # Finding blocks

@@ -137,13 +137,15 @@ class Backbone:
         file = self.network.weights_file(self.input_shape)
         return file_digest(file) if file is not None and file.is_file() else None
 
-    def specs(self, weights_digest: str) -> list[dict[str, Any]]:
+    def specs(self, weights_digest: str, dtype: str = "float32") -> list[dict[str, Any]]:
         """Everything that decides the numbers of each feature block, as JSON values.
 
         Parameters
         ----------
         weights_digest : str
             From `weights_digest`, or `model_digest` where that is None.
+        dtype : {"float32", "float16"}
+            Type in which features are stored.
 
         Returns
         -------
@@ -166,6 +168,7 @@ class Backbone:
                     "std": list(preprocess.std),
                 },
                 "precision": "float32",
+                "dtype": dtype,
                 "view": "original",
             }
             for layer in self.layers

@@ -7,7 +7,7 @@ docs/reliability.md for what happens when things go wrong.
 
 from deepfeat.store.layout import DONE, FAILED, MISSING, RECORD, Block, block_key, canonical_json
 from deepfeat.store.reading import FeatureStore, open_features
-from deepfeat.store.writing import StoreWriter
+from deepfeat.store.writing import StoreWriter, verify_features
 
 __all__ = [
     "DONE",
@@ -20,4 +20,5 @@ __all__ = [
     "block_key",
     "canonical_json",
     "open_features",
+    "verify_features",
 ]

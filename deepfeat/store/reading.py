@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -253,24 +254,60 @@ class FeatureStore:
             raise self._damage(found, damaged, "features")
         return self._gather(found, None if rows is None else positions)
 
-    def to_frame(self, block: str, rows: Sequence[str] | None = None) -> pd.DataFrame:
-        """Features of one block as a table.
+    def to_frame(self, blocks: str | Sequence[str] | None = None, rows: Sequence[str] | None = None) -> pd.DataFrame:
+        """Labels and features as one table.
 
         Parameters
         ----------
-        block, rows
-            As in `features`.
+        blocks : str or sequence of str, optional
+            Names or keys; all blocks if None.
+        rows : sequence of str, optional
+            Image ids; those that have features in all the blocks if None.
 
         Returns
         -------
-        pandas.DataFrame of shape (n, dim)
-            Indexed by image id; columns are named by the block and numbered.
+        pandas.DataFrame
+            Indexed by image id: label, group, split, and for each block its columns,
+            which are named by the block and numbered.
         """
-        found = self.find(block)
-        ids = self.table["image_id"].tolist() if rows is None else list(rows)
-        values = self.features(found.key, rows).reshape(len(ids), found.dim)
-        columns = [f"{found.name}_{i}" for i in range(values.shape[1])]
-        return pd.DataFrame(values, index=pd.Index(ids, name="image_id"), columns=columns)
+        keys, names, ids = self._chosen(blocks, rows)
+        parts = [self.table.set_index("image_id").loc[ids, list(COLUMNS[2:])]]
+        for key, name in zip(keys, names, strict=True):
+            values = self.features(key, ids).reshape(len(ids), -1 if len(ids) else self.find(key).dim)
+            parts.append(pd.DataFrame(values, parts[0].index, [f"{name}_{i}" for i in range(values.shape[1])]))
+        return pd.concat(parts, axis=1)
+
+    def to_parquet(
+        self, path: str | os.PathLike[str], blocks: str | Sequence[str] | None = None, rows: Sequence[str] | None = None
+    ) -> None:
+        """Write `to_frame` as a Parquet file, which needs the package pyarrow."""
+        try:
+            self.to_frame(blocks, rows).to_parquet(path)
+        except ImportError as error:
+            msg = "Parquet files need the package pyarrow: run `pip install 'deepfeat[parquet]'`"
+            raise StoreError(msg) from error
+
+    def to_npz(
+        self, path: str | os.PathLike[str], blocks: str | Sequence[str] | None = None, rows: Sequence[str] | None = None
+    ) -> None:
+        """Write a NumPy archive: image_id, label, group, split, and one array for each block under its name."""
+        keys, names, ids = self._chosen(blocks, rows)
+        table = self.table.set_index("image_id").loc[ids, list(COLUMNS[2:])]
+        arrays: dict[str, Any] = {"image_id": np.array(ids, dtype=str)}
+        arrays |= {name: np.array(table[name].fillna("").tolist(), dtype=str) for name in table}
+        arrays |= {name: self.features(key, ids) for key, name in zip(keys, names, strict=True)}
+        np.savez(path, **arrays)
+
+    def _chosen(
+        self, blocks: str | Sequence[str] | None, rows: Sequence[str] | None
+    ) -> tuple[list[str], list[str], list[str]]:
+        """Keys and distinct names of blocks, and image ids."""
+        wanted = [blocks] if isinstance(blocks, str) else blocks
+        found = self.structure.blocks if wanted is None else [self.find(block) for block in wanted]
+        common = [block.name for block in found]
+        names = [n if common.count(n) == 1 else f"{n} ({b.key[:8]})" for n, b in zip(common, found, strict=True)]
+        keys = [block.key for block in found]
+        return keys, names, list(self.ready(*keys)) if rows is None else list(rows)
 
     def positions(self, rows: Sequence[str]) -> np.ndarray:
         """Row numbers of image ids in the table."""

@@ -194,6 +194,37 @@ def damaged_rows(store: FeatureStore, block: Block) -> np.ndarray:
     return np.union1d(broken, store.check_rows(block, records, done))
 
 
+def verify_features(path: str | os.PathLike[str], *, repair: bool = False) -> pd.DataFrame:
+    """Compare every row of a store with its checksums.
+
+    Parameters
+    ----------
+    path : path
+        A feature store.
+    repair : bool
+        Whether to declare damaged rows missing, so that the next extraction computes just these.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per damaged row: block, key, image_id. Empty for a sound store.
+
+    Raises
+    ------
+    DamageError
+        If the structure or the image table is damaged, so that rows cannot be told apart.
+    LockedError
+        With ``repair``, if another process is writing the store.
+    """
+    store = FeatureStore(path)
+    ids = store.table["image_id"]
+    found = [(b.name, b.key, ids[row]) for b in store.structure.blocks for row in damaged_rows(store, b)]
+    if found and repair:
+        with StoreWriter(path) as writer:
+            writer.reset_damaged_rows()
+    return pd.DataFrame(found, columns=["block", "key", "image_id"])
+
+
 def _write_all(file: BinaryIO, data: memoryview) -> None:
     while data:
         data = data[file.write(data) :]

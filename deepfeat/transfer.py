@@ -1,0 +1,290 @@
+"""Features from one place to another: merging stores, and features made elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from deepfeat.datasets import COLUMNS, check_table, read_delimited
+from deepfeat.errors import DataError, ImageError, StoreError, UsageError
+from deepfeat.images import read_bytes, stamp_file
+from deepfeat.store import DONE, FAILED, MISSING, RECORD, Block, FeatureStore, StoreWriter, open_features
+
+#: Rows copied at a time.
+_COPIED_AT_ONCE = 4096
+
+
+def merge_features(sources: Sequence[str | os.PathLike[str]], target: str | os.PathLike[str]) -> FeatureStore:
+    """Merge feature stores into one.
+
+    Images are the same if they have the same id, and blocks if they have the
+    same key. What only one store has is copied; what several have
+    must agree.
+
+    Parameters
+    ----------
+    sources : sequence of path
+        Stores, which stay as they are.
+    target : path
+        A new store, or one to merge into.
+
+    Returns
+    -------
+    FeatureStore
+        The target, opened for reading.
+
+    Raises
+    ------
+    StoreError
+        If stores disagree on the label, group or split of an image, or on the
+        content that features were computed from, or hold different features
+        for equal content; the conflicts are named and nothing is
+        written. Two runs of one network differ by rounding, which is no conflict
+        if all values agree to 1e-4 of the largest.
+    UsageError
+        If there is no source, or the target is one of them.
+    """
+    if not sources:
+        raise UsageError("there are no stores to merge")
+    stores = [open_features(path) for path in sources]
+    if any(os.path.exists(target) and os.path.samefile(store.path, target) for store in stores):
+        msg = f"{os.fspath(target)} is both a source and the target: give the target another name"
+        raise UsageError(msg)
+    known = [open_features(target)] if os.path.exists(target) else []
+    table = _merge_tables([*known, *stores])
+    _refuse_conflicts([*known, *stores])
+    with StoreWriter(target) as writer:
+        writer.add_images(table)
+        for store in stores:
+            for block in store.structure.blocks:
+                _copy_block(store, block, writer)
+    return open_features(target)
+
+
+def import_features(
+    features: np.ndarray | Mapping[str, np.ndarray],
+    table: pd.DataFrame,
+    cache: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+) -> FeatureStore:
+    """Put features that were made elsewhere into a store, so that `fit_svm` takes them.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, dim), or mapping of name to such
+        In the order of the table's rows.
+    table : pandas.DataFrame
+        With ``image_id`` and, where known, path, label, group and split.
+    cache : path
+        Made if it does not exist.
+    name : str, optional
+        Name of the block, for a single array.
+
+    Returns
+    -------
+    FeatureStore
+
+    Raises
+    ------
+    UsageError
+        If a name is missing, or an array is not (n, dim) with a row for each of the table.
+    DataError
+        If values are not finite, or the table is not usable.
+
+    Notes
+    -----
+    The digest of an image is that of its file where ``path`` names one that can be
+    read, and of its id otherwise. The key of a block holds the digest of its values.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, deepfeat
+    >>> table = pd.DataFrame({"image_id": ["a", "b"], "label": ["x", "y"]})
+    >>> store = deepfeat.import_features(np.eye(2), table, getfixture("tmp_path") / "f.h5", name="mine")
+    >>> store.features("mine")
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    arrays = dict(features) if isinstance(features, Mapping) else {"": features}
+    if name is not None and len(arrays) == 1:
+        arrays = dict(zip([name], arrays.values(), strict=True))
+    if "" in arrays:
+        raise UsageError("the features need a name: pass name=")
+    table = check_table(table if "path" in table else table.assign(path=table["image_id"]))
+    checked = {block: _check_features(block, values, table) for block, values in arrays.items()}
+    with StoreWriter(cache) as writer:
+        rows = writer.add_images(table).tolist()
+        records = _records_of_files(table)
+        for block_name, values in checked.items():
+            spec = _imported_spec(block_name, values, table)
+            block = writer.add_block(spec, values.shape[1:], {})
+            for part in _parts(len(rows)):
+                writer.write(block, rows[part], values[part], records[part])
+    return open_features(cache)
+
+
+def read_features(
+    file: str | os.PathLike[str],
+    csv: str | os.PathLike[str],
+    *,
+    dataset: str | None = None,
+    image: str = "image",
+    label: str | None = None,
+    group: str | None = None,
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Read features that were made elsewhere, and the ids and labels of their rows, for `import_features`.
+
+    Parameters
+    ----------
+    file : path
+        A ``.npy`` file of shape (n, dim), or an HDF5 file.
+    csv : path
+        Delimited text with a header line and one row for each row of the features, in their order.
+    dataset : str, optional
+        Name of the data set in an HDF5 file.
+    image, label, group : str
+        Columns of the CSV.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+    features : dict of str to ndarray
+        One array under the name of the file.
+
+    Raises
+    ------
+    UsageError
+        If the file is neither, or a column or data set is not there.
+    """
+    path = Path(file)
+    rows = read_delimited(csv, [c for c in (image, label, group) if c is not None])
+    table = pd.DataFrame({"image_id": rows[image]})
+    for name, column in (("label", label), ("group", group)):
+        if column is not None:
+            table[name] = rows[column]
+    try:
+        if path.suffix == ".npy":
+            return table, {path.stem: np.load(path, allow_pickle=False)}
+        with h5py.File(path, "r", locking=False) as source:
+            return table, {path.stem: source[dataset or ""][()]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"cannot read features from {path}{f', data set {dataset!r}' if dataset else ''}: {error}"
+        raise UsageError(msg) from error
+
+
+def _check_features(name: str, values: Any, table: pd.DataFrame) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or len(values) != len(table) or values.shape[1] == 0 or values.dtype.kind not in "fiu":
+        wanted = f"({len(table)}, dim)"
+        wanted = f"({len(table)}, dim)"
+        msg = f"features {name!r} are {values.dtype} of shape {values.shape}: use numbers of shape {wanted}"
+        raise UsageError(msg)
+    values = values.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(wrong):
+        first = table["image_id"][wrong[0]]
+        msg = f"features {name!r} of {len(wrong)} image(s) are not finite float32 (first: {first!r})"
+        raise DataError(msg)
+    return values
+
+
+def _imported_spec(name: str, values: np.ndarray, table: pd.DataFrame) -> dict[str, Any]:
+    digest = hashlib.sha256(repr(values.shape).encode())
+    for image_id, row in zip(table["image_id"], values, strict=True):
+        digest.update(image_id.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(row.astype("<f4").data)
+    return {"backbone": name, "weights": f"imported:{digest.hexdigest()}", "layer": None, "pooling": None}
+
+
+def _records_of_files(table: pd.DataFrame) -> np.ndarray:
+    records = np.zeros(len(table), RECORD)
+    for record, image_id, path in zip(records, table["image_id"], table["path"], strict=True):
+        try:
+            content, stamp = read_bytes(path), stamp_file(path)
+        except ImageError:
+            content, stamp = image_id.encode("utf-8", "surrogateescape"), None
+        record["digest"] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        if stamp is not None:
+            record["size"], record["mtime_ns"] = stamp.size, stamp.mtime_ns
+    return records
+
+
+def _merge_tables(stores: Sequence[FeatureStore]) -> pd.DataFrame:
+    """One row per image id; labels, groups and splits must not contradict each other."""
+    rows = pd.concat([store.table for store in stores], ignore_index=True)
+    for column in COLUMNS[2:]:
+        known = rows[rows[column].notna()]
+        values = known.groupby("image_id")[column].nunique()
+        wrong = values.index[values > 1].tolist()
+        if wrong:
+            found = known[known["image_id"] == wrong[0]][column].unique().tolist()
+            msg = (
+                f"the stores disagree on the {column} of {len(wrong)} image(s) (first: {wrong[0]!r} has {found}): "
+                "extract with one table into each of them before merging"
+            )
+            raise StoreError(msg)
+    return rows.groupby("image_id", sort=False, as_index=False).first()[list(COLUMNS)]
+
+
+def _refuse_conflicts(stores: Sequence[FeatureStore]) -> None:
+    """Compare the blocks that several stores have, row by row."""
+    for number, store in enumerate(stores):
+        for block in store.structure.blocks:
+            for other in stores[number + 1 :]:
+                if other.has_block(block.key):
+                    _compare(store, other, block.key)
+
+
+def _compare(first: FeatureStore, second: FeatureStore, key: str) -> None:
+    others = set(_done_ids(second, key))
+    shared = [image_id for image_id in _done_ids(first, key) if image_id in others]
+    name = first.find(key).name
+    a, b = (store.records(key)[store.positions(shared)] for store in (first, second))
+    changed = [shared[i] for i in np.flatnonzero((a["digest"] != b["digest"]).any(axis=1))]
+    if changed:
+        msg = (
+            f"{first.path} and {second.path} computed {name} from different contents of {len(changed)} image(s) "
+            f"(first: {changed[0]!r}): extract these again in one of them"
+        )
+        raise StoreError(msg)
+    for part in _parts(len(shared)):
+        x, y = (store.features(key, shared[part]).reshape(len(shared[part]), -1) for store in (first, second))
+        wrong = np.abs(x - y).max(axis=1) > 1e-4 * max(np.abs(x).max(), np.abs(y).max())
+        if wrong.any():
+            msg = (
+                f"{first.path} and {second.path} hold different {name} features of {int(wrong.sum())} image(s) "
+                f"of equal content (first: {shared[part][wrong.argmax()]!r}): run `deepfeat store verify --sample 32`"
+            )
+            raise StoreError(msg)
+
+
+def _done_ids(store: FeatureStore, key: str) -> list[str]:
+    return list(store.table["image_id"].to_numpy(object)[store.records(key)["state"] == DONE])
+
+
+def _copy_block(store: FeatureStore, block: Block, writer: StoreWriter) -> None:
+    """Copy the rows of a block that the target lacks, failed ones included."""
+    copied = writer.add_block(block.spec, block.shape, block.versions)
+    records = store.records(block.key)
+    ids = store.table["image_id"].to_numpy(object)
+    targets = writer.store.positions(ids)
+    present = writer.store.records(block.key)["state"][targets]
+    done = np.flatnonzero((records["state"] == DONE) & (present != DONE))
+    failed = np.flatnonzero((records["state"] == FAILED) & (present == MISSING))
+    for part in _parts(len(done)):
+        rows = done[part]
+        writer.write(copied, targets[rows].tolist(), store.features(block.key, ids[rows]), records[rows])
+    if len(failed):
+        writer.write_records(copied, targets[failed].tolist(), records[failed])
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + _COPIED_AT_ONCE) for start in range(0, count, _COPIED_AT_ONCE)]

@@ -1,0 +1,116 @@
+"""Stored features compared with features computed again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deepfeat.backbones.network import model_digest
+from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.errors import BackboneError, UsageError
+from deepfeat.extraction import build_network
+from deepfeat.images import load_image
+from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
+from deepfeat.store.layout import DTYPES
+
+
+def verify_sample(
+    cache: str | os.PathLike[str],
+    sample: int = 32,
+    backbones: str | Backbone | Sequence[str | Backbone] | None = None,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compute some stored rows again and compare, as after an upgrade of a library.
+
+    Parameters
+    ----------
+    cache : path
+        A feature store.
+    sample : int
+        Number of images for each block, drawn among those that are done and whose file is unchanged.
+    backbones : str, Backbone or list of either, optional
+        Those whose blocks are verified; needed where weights came from a file or
+        the network is of one's own. If None, all blocks by the name of their backbone.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per block: block, key, images compared, and the largest difference
+        relative to the largest value; NaN where no image could be compared.
+
+    Raises
+    ------
+    BackboneError
+        If no given backbone has the weights and settings of a block.
+    """
+    store = open_features(cache)
+    if backbones is None:
+        chosen = [_backbone_of(block) for block in store.structure.blocks]
+    else:
+        chosen = as_backbones(backbones)
+    done = []
+    for backbone in chosen:
+        digest = digest_weights(backbone)
+        for dtype in DTYPES:
+            for layer, key in enumerate(map(block_key, backbone.specs(digest, dtype))):
+                if store.has_block(key):
+                    done.append(_compare_sample(store, store.find(key), backbone, layer, sample, seed))
+    if not done:
+        msg = f"{store.path} has no block with the weights and settings of {', '.join(b.name for b in chosen)}"
+        raise BackboneError(msg)
+    return pd.DataFrame(done).drop_duplicates("key", ignore_index=True)
+
+
+def _backbone_of(block: Block) -> Backbone:
+    """Make the backbone that a block's spec describes, with weights that need no file."""
+    spec = block.spec
+    random = str(spec["weights"]).startswith("random:")
+    try:
+        backbone = Backbone(
+            spec["backbone"],
+            weights=None if random else "imagenet",
+            layer=spec["layer"],
+            pooling=spec["pooling"],
+            input_size=tuple(spec["input_size"]),
+            resize=spec["resize"],
+            seed=int(spec["weights"].removeprefix("random:")) if random else 0,
+        )
+    except (UsageError, KeyError, ValueError) as error:
+        msg = f"{block.name} cannot be built from its description ({error}): pass the backbone"
+        raise BackboneError(msg) from error
+    if block.key not in map(block_key, backbone.specs(digest_weights(backbone), block.dtype.name)):
+        msg = (
+            f"{block.name} was computed with other weights or settings than {backbone.name} has here: pass the backbone"
+        )
+        raise BackboneError(msg)
+    return backbone
+
+
+def _compare_sample(
+    store: FeatureStore, block: Block, backbone: Backbone, layer: int, sample: int, seed: int
+) -> dict[str, Any]:
+    records = store.records(block.key)
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(records["state"] == DONE))[:sample]
+    loaded = [load_image(int(row), store.table["path"][row], backbone.input_shape[:2], backbone.resize) for row in rows]
+    same = [i for i in loaded if i.pixels is not None and i.digest == records["digest"][i.row].tobytes()]
+    difference = float("nan")
+    if same:
+        from deepfeat.runtimes.keras import KerasRuntime
+
+        runtime = KerasRuntime(backbone, build_network(backbone), len(same))
+        computed = runtime(np.stack([i.pixels for i in same if i.pixels is not None]))[layer]
+        stored = store.features(block.key, store.table["image_id"].to_numpy(object)[[i.row for i in same]])
+        difference = float(np.abs(computed - stored).max() / (np.abs(stored).max() or 1))
+    return {"block": block.name, "key": block.key, "images": len(same), "largest_difference": difference}
+
+
+def digest_weights(backbone: Backbone) -> str:
+    """Name the weights by their content, building the network where that is needed."""
+    return backbone.weights_digest() or model_digest(build_network(backbone))
