@@ -225,7 +225,7 @@ class _Run:
         fresh = [image for image in changed if self._digest(image) not in self._rows_by_digest]
         self._counts.update({"touched but unchanged": len(unchanged), "copied": len(seen), "computed": len(fresh)})
         if unchanged:
-            self._write_records(unchanged)
+            self._write_stamps(unchanged)
         if seen:
             self._copy(seen)
         if fresh:
@@ -268,14 +268,10 @@ class _Run:
         known = [records[image.row] for records in self._records]
         return all(record["state"] == DONE and (record["digest"] == digest).all() for record in known)
 
-    def _write_records(self, images: list[LoadedImage]) -> None:
+    def _write_stamps(self, images: list[LoadedImage]) -> None:
         """Note the new file stamp of images with the content that was seen before."""
-        rows = [image.row for image in images]
-        for block, records in zip(self._blocks, self._records, strict=True):
-            renewed = records[rows]
-            for name in ("size", "mtime_ns"):
-                renewed[name] = make_records(images)[name]
-            self._writer.write_records(block, rows, renewed)
+        for block in self._blocks:
+            self._writer.write_stamps(block, [image.row for image in images], make_records(images))
 
     @cached_property
     def _runtime(self) -> KerasRuntime:

@@ -286,14 +286,14 @@ def test_unknown_ids_are_counted_and_the_first_is_named(mixed_store, path):
 
 def test_features_of_one_segment_are_a_read_only_map(mixed_store):
     features = mixed_store.features("NetB")
-    assert isinstance(features, np.memmap)
+    assert isinstance(features.base, np.memmap)
     assert not features.flags.writeable
     assert not features.flags.owndata
 
 
 def test_features_of_named_rows_are_a_copy(mixed_store):
     features = mixed_store.features("NetB", ["img000"])
-    assert not isinstance(features, np.memmap)
+    assert not isinstance(features.base, np.memmap)
     assert features.flags.writeable
 
 

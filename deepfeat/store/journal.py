@@ -19,6 +19,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -124,19 +125,42 @@ def changing(path: Path) -> Iterator[h5py.File]:
     replay(path)
 
 
+@dataclass(frozen=True)
+class View:
+    """An HDF5 file as it is after its journal.
+
+    Attributes
+    ----------
+    file : h5py.File
+    raw : binary file
+        The same bytes, journal included.
+    size : int
+        Number of these bytes.
+    pending : bool
+        Whether there is a journal that is not carried out.
+    """
+
+    file: h5py.File
+    raw: BinaryIO | Overlay
+    size: int
+    pending: bool
+
+
 @contextlib.contextmanager
-def viewing(path: Path) -> Iterator[h5py.File]:
+def viewing(path: Path) -> Iterator[View]:
     """Read an HDF5 file as it is after its journal, if there is one; the file is not touched.
 
     HDF5's own locks stay off: many network drives lack them, and this package keeps its own.
     """
     found = _read_journal(path)
-    if found is None:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    else:
-        with open(path, "rb") as base, h5py.File(Overlay(base, *found), "r") as file:
-            yield file
+    with open(path, "rb") as base:
+        if found is None:
+            with h5py.File(path, "r", locking=False) as file:
+                yield View(file, base, os.fstat(base.fileno()).st_size, pending=False)
+        else:
+            overlay = Overlay(base, *found)
+            with h5py.File(overlay, "r") as file:
+                yield View(file, overlay, overlay.size, pending=True)
 
 
 def replay(path: Path) -> bool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, BinaryIO, NoReturn, cast
 from zlib import crc32
 
 import h5py
@@ -23,24 +23,29 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.errors import StoreError
+from deepfeat.store.journal import Overlay
 
 FORMAT = "deepfeat features"
 FORMAT_VERSION = 1
 
 MISSING, DONE, FAILED = 0, 1, 2
 
-#: What is known of one row of a block, beside its features; packed, little-endian.
+#: What is known of one row of a block, beside its features; packed, little-endian. The state
+#: comes last, so that a record that was cut off in being written says that its row is missing.
 RECORD = np.dtype(
     [
-        ("state", "u1"),
-        ("checksum", "<u4"),
         ("size", "<i8"),
         ("mtime_ns", "<i8"),
         ("digest", "u1", (32,)),
         ("reason", "S80"),
+        ("checksum", "<u4"),
         ("seal", "<u4"),
+        ("state", "u1"),
     ]
 )
+
+_STATE_AT = RECORD.fields["state"][1]  # type: ignore[index]
+_SEALED = slice(RECORD.fields["digest"][1], RECORD.fields["seal"][1])  # type: ignore[index]
 
 COLUMNS = ("image_id", "path", "label", "group", "split")
 
@@ -86,6 +91,17 @@ class Place:
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         return cast(np.ndarray, np.memmap(path, self.dtype, "r", self.offset, self.shape))
+
+    def read(self, raw: BinaryIO | Overlay) -> np.ndarray:
+        """Read the array from an open file."""
+        raw.seek(self.offset)
+        data = raw.read(self.dtype.itemsize * math.prod(self.shape))
+        return np.frombuffer(data, self.dtype, math.prod(self.shape)).reshape(self.shape)
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the array."""
+        return self.offset + self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -171,21 +187,20 @@ def seal_records(key: str, rows: np.ndarray, records: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of shape (n,), uint32
-        Of the key's 32 ASCII digits, the row as int64, and the record without its seal.
+        Of the key's 32 ASCII digits, the row as int64, the state, and the bytes from
+        digest to checksum. Size and time of the file are hints, and may change without it.
     """
     head = crc32(key.encode())
-    body = RECORD.itemsize - RECORD["seal"].itemsize
-    width = 8 + body
-    sealed = np.empty((len(records), width), np.uint8)
-    sealed[:, :8] = np.asarray(rows, "<i8").reshape(-1, 1).view(np.uint8)
-    sealed[:, 8:] = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), -1)[:, :body]
-    data = sealed.reshape(-1).data
-    return np.fromiter((crc32(data[i : i + width], head) for i in range(0, len(data), width)), "<u4", len(records))
+    data = np.ascontiguousarray(records).view(np.uint8).reshape(-1, RECORD.itemsize)
+    numbers = np.asarray(rows, "<i8").reshape(-1, 1).view(np.uint8)
+    sealed = np.hstack([numbers, data[:, _STATE_AT:], data[:, _SEALED]])
+    width, view = sealed.shape[1], sealed.reshape(-1).data
+    return np.fromiter((crc32(view[i : i + width], head) for i in range(0, len(view), width)), "<u4", len(records))
 
 
 def damaged_records(key: str, start: int, records: np.ndarray) -> np.ndarray:
-    """Numbers of the rows whose record is neither empty nor sealed; ``start`` is the first row's."""
-    used = np.flatnonzero(records.view(np.uint8).reshape(-1, RECORD.itemsize).any(axis=1))
+    """Numbers of the rows that are not missing and do not match their seal; ``start`` is the first row's."""
+    used = np.flatnonzero(records["state"] != MISSING)
     wrong = seal_records(key, used + start, records[used]) != records["seal"][used]
     return used[wrong | (records["state"][used] > FAILED)] + start
 
@@ -217,8 +232,8 @@ def table_digest(columns: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
 # Reading the structure
 
 
-def read_structure(file: h5py.File, path: Path) -> Structure:
-    """Read and check everything that HDF5 knows of a store.
+def read_structure(file: h5py.File, path: Path, size: int) -> Structure:
+    """Read and check everything that HDF5 knows of a store in a file of ``size`` bytes.
 
     Raises
     ------
@@ -234,7 +249,6 @@ def read_structure(file: h5py.File, path: Path) -> Structure:
         raise StoreError(msg)
     images = _group(file, "images")
     n_images = int(_attribute(images, "count"))
-    size = os.path.getsize(path)
     columns = {name: _text_places(_group(images, name), n_images, size) for name in COLUMNS}
     blocks = [_read_block(key, _group(file["blocks"], key), n_images, size) for key in _group(file, "blocks")]
     return Structure(
@@ -348,12 +362,11 @@ def _place(group: h5py.Group, name: str, dtype: np.dtype, n_axes: int, file_size
     shape = tuple(int(n) for n in data.shape)
     if 0 in shape:
         return Place(0, dtype, shape)
-    offset, length = data.id.get_offset(), dtype.itemsize
-    for n in shape:
-        length *= n
-    if offset is None or offset + length > file_size:
+    offset = data.id.get_offset()
+    place = Place(-1 if offset is None else int(offset), dtype, shape)
+    if offset is None or place.end > file_size:
         _refuse(f"{name!r} reaches beyond the end of the file")
-    return Place(int(offset), dtype, shape)
+    return place
 
 
 # Writing the structure

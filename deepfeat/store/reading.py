@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.errors import DamageError, StoreError
-from deepfeat.store.journal import viewing
+from deepfeat.store.journal import View, viewing
 from deepfeat.store.layout import (
     COLUMNS,
     DONE,
@@ -85,7 +86,7 @@ class FeatureStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.structure = load_structure(self.path)
+        self.structure, self._pending_table = load_structure(self.path)
         self.n_images = self.structure.n_images
         self._checked: dict[str, np.ndarray] = {}
 
@@ -96,7 +97,10 @@ class FeatureStore:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per image, read on first use."""
-        columns = {name: (a.map(self.path), b.map(self.path)) for name, (a, b) in self.structure.columns.items()}
+        columns = self._pending_table or {
+            name: (offsets.map(self.path), utf8.map(self.path))
+            for name, (offsets, utf8) in self.structure.columns.items()
+        }
         if table_digest(columns) != self.structure.table_digest:
             msg = f"{self.path} is damaged: the image table does not match its checksum"
             raise DamageError(msg)
@@ -195,8 +199,15 @@ class FeatureStore:
         found = self.find(block)
         records, damaged = np.zeros(self.n_images, RECORD), [np.empty(0, int)]
         for segment in found.segments:
-            part = np.array(segment.records.map(self.path))
-            damaged.append(damaged_records(found.key, segment.start, part))
+            mapped = segment.records.map(self.path)
+            part = np.array(mapped)
+            wrong = damaged_records(found.key, segment.start, part)
+            if len(wrong) and lock_path(self.path).exists():
+                # A writer may be in the middle of just these.
+                time.sleep(0.02)
+                part = np.array(mapped)
+                wrong = damaged_records(found.key, segment.start, part)
+            damaged.append(wrong)
             records[segment.start : segment.stop] = part
         return records, np.concatenate(damaged)
 
@@ -346,7 +357,7 @@ class FeatureStore:
         maps = [segment.features.map(self.path) for segment in block.segments]
         if positions is None:
             whole = maps[0] if len(maps) == 1 else np.concatenate(maps) if maps else np.empty((0, *block.shape))
-            return whole.astype(np.float32, copy=False)
+            return np.asarray(whole.astype(np.float32, copy=False))
         features = np.empty((len(positions), *block.shape), np.float32)
         for segment, rows in zip(block.segments, maps, strict=True):
             inside = (positions >= segment.start) & (positions < segment.stop)
@@ -363,21 +374,39 @@ class FeatureStore:
         return DamageError(msg)
 
 
-def load_structure(path: Path) -> Structure:
-    """Read the structure; a change that takes place meanwhile is waited for."""
+Columns = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def load_structure(path: Path) -> tuple[Structure, Columns | None]:
+    """Read the structure; a change that takes place meanwhile is waited for.
+
+    Where a dead writer left a journal that is not carried out, the image table
+    is read through it, and rows that have no space in the file yet are missing.
+    """
     if not path.is_file():
         msg = f"there is no feature store {str(path)!r}: make one with deepfeat.extract or `deepfeat extract`"
         raise StoreError(msg)
     for pause in (0.02, 0.1, 0.5, None):
         try:
-            with viewing(path) as file:
-                return read_structure(file, path)
+            with viewing(path) as view:
+                structure = read_structure(view.file, path, view.size)
+                return _without_journal(structure, view, path) if view.pending else (structure, None)
         except STRUCTURE_ERRORS as error:
             # A writer may be just changing the structure.
             if pause is None or not lock_path(path).exists():
                 raise DamageError(_describe(path, error)) from error
             time.sleep(pause)
     raise AssertionError
+
+
+def _without_journal(structure: Structure, view: View, path: Path) -> tuple[Structure, Columns]:
+    size = path.stat().st_size
+    blocks = tuple(
+        replace(block, segments=tuple(s for s in block.segments if max(s.features.end, s.records.end) <= size))
+        for block in structure.blocks
+    )
+    columns = {name: (a.read(view.raw), b.read(view.raw)) for name, (a, b) in structure.columns.items()}
+    return replace(structure, blocks=blocks), columns
 
 
 def _describe(path: Path, problem: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from deepfeat.store.journal import changing, replay, sync, sync_folder
 from deepfeat.store.layout import (
     COLUMNS,
     DONE,
+    MISSING,
     RECORD,
     Block,
     Place,
@@ -35,13 +37,15 @@ from deepfeat.store.reading import FeatureStore
 #: Seconds between two commit points, at which everything written is on the disk.
 COMMIT_INTERVAL = 5.0
 
+_STAMP_BYTES = RECORD.fields["digest"][1]  # type: ignore[index]
+
 
 class StoreWriter:
     """Adds images, blocks and rows to a store; a context manager that holds the store's lock.
 
     Structure is changed through a journal in short steps, before the long
-    work. Rows are written in place: features first, and then the record
-    that declares them done, so that a process may be killed at any moment.
+    work. Rows are written in place: features first, and then the record,
+    whose last byte declares them done, so that a process may be killed at any moment.
     Against a power failure, everything is synced at commit points, and
     rows that a dead writer left are compared with their checksums.
 
@@ -142,16 +146,32 @@ class StoreWriter:
         records = records.copy()
         records["state"] = DONE
         records["checksum"] = row_checksums(features)
+        self._clear(block, rows)
         self._write_runs(block, rows, features, "features")
         self.write_records(block, rows, records)
 
     def write_records(self, block: Block, rows: Sequence[int], records: np.ndarray) -> None:
-        """Write records alone: of failed images, or of unchanged ones with a new file stamp."""
+        """Write records alone, of failed images; the seal is filled in here."""
         records = records.copy()
         records["seal"] = seal_records(block.key, np.asarray(rows), records)
+        self._clear(block, rows)
         self._write_runs(block, rows, records, "records")
         if time.monotonic() - self._committed > COMMIT_INTERVAL:
             self.commit()
+
+    def write_stamps(self, block: Block, rows: Sequence[int], records: np.ndarray) -> None:
+        """Note the size and time of files whose content was seen before; nothing else of the records is written."""
+        stamps = np.ascontiguousarray(records.view(np.uint8).reshape(-1, RECORD.itemsize)[:, :_STAMP_BYTES])
+        for row, stamp in zip(rows, stamps, strict=True):
+            self._write_at(block, row, "records", 0, stamp.data)
+
+    def _clear(self, block: Block, rows: Sequence[int]) -> None:
+        """Declare rows missing, a byte each, before anything of them is written over."""
+        for segment in block.segments:
+            states = segment.records.map(self.path)["state"]
+            for row in rows:
+                if segment.start <= row < segment.stop and states[row - segment.start] != MISSING:
+                    self._write_at(block, row, "records", RECORD.itemsize - 1, memoryview(bytes([MISSING])))
 
     def commit(self) -> None:
         """Wait until everything written is on the disk."""
@@ -170,7 +190,7 @@ class StoreWriter:
         for block in self._store.structure.blocks:
             damaged = damaged_rows(self._store, block)
             if len(damaged):
-                self._write_runs(block, damaged.tolist(), np.zeros(len(damaged), RECORD), "records")
+                self._clear(block, damaged.tolist())
                 found[block.key] = damaged
         return found
 
@@ -179,12 +199,17 @@ class StoreWriter:
         positions = np.asarray(rows)
         owner = np.searchsorted([segment.stop for segment in block.segments], positions, side="right")
         breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(owner) != 0)) + 1
-        width = values.dtype.itemsize * int(np.prod(values.shape[1:]))
         for run in np.split(np.arange(len(positions)), breaks):
-            segment = block.segments[owner[run[0]]]
-            place: Place = getattr(segment, part)
-            self._file.seek(place.offset + (int(positions[run[0]]) - segment.start) * width)
-            _write_all(self._file, values[run[0] : run[-1] + 1].data.cast("B"))
+            data = values[run[0] : run[-1] + 1].data.cast("B")
+            self._write_at(block, int(positions[run[0]]), part, 0, data)
+
+    def _write_at(self, block: Block, row: int, part: str, skip: int, data: memoryview) -> None:
+        """Write bytes from a row's features or record on, after the first ``skip`` ones."""
+        segment = next(s for s in block.segments if s.start <= row < s.stop)
+        place: Place = getattr(segment, part)
+        width = place.dtype.itemsize * math.prod(place.shape[1:])
+        self._file.seek(place.offset + (row - segment.start) * width + skip)
+        _write_all(self._file, data)
 
 
 def damaged_rows(store: FeatureStore, block: Block) -> np.ndarray:
