@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _shown_log():
             warnings.simplefilter("always", DataWarning)
             warnings.showwarning = _show_warning
-            _show_log()
             arguments.run(arguments)
     except UsageError as error:
         return _complain(error, 2)
@@ -383,12 +383,16 @@ def _print_json(record: dict[str, Any]) -> None:
     print(json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False))
 
 
-def _show_log() -> None:
+@contextlib.contextmanager
+def _shown_log() -> Iterator[None]:
     """Print what the library logs on standard error, a line each."""
-    logger = logging.getLogger("deepfeat")
+    logger, handler = logging.getLogger("deepfeat"), logging.StreamHandler()
     logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -308,7 +308,9 @@ def _table(
             "label": label or missing,
             "group": group or missing,
             "split": split or missing,
-        }
+        },
+        # File names that are not UTF-8 do not fit into the text columns of Arrow.
+        dtype=object,
     )
 
 

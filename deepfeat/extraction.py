@@ -170,13 +170,14 @@ def _extract_backbone(writer: StoreWriter, backbone: Backbone, paths: dict[int, 
     keys = [block_key(spec) for spec in specs]
     stamps = {row: stamp_file(path) for row, path in paths.items()}
     todo = {row for key in keys for row in plan_rows(writer.store.records_or_missing(key), stamps)}
+    counts = Counter({"done before": len(paths) - len(todo)})
     if todo:
         if backbone.weights is None:
             logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
         run = _Run(writer, backbone, model, specs, options)
-        run.process({row: paths[row] for row in sorted(todo)})
-    else:
-        logger.info("%s: all %d images are done", backbone.name, len(paths))
+        counts += run.process({row: paths[row] for row in sorted(todo)})
+    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    logger.info("%s: %s", backbone.name, said)
     return keys
 
 
@@ -196,8 +197,14 @@ class _Run:
         self._records = [writer.store.records_or_missing(block_key(spec)) for spec in specs]
         self._counts: Counter[str] = Counter()
 
-    def process(self, paths: dict[int, str]) -> None:
-        """Load, compute and store; with on_error="raise", stop after the first batch with a failure."""
+    def process(self, paths: dict[int, str]) -> Counter[str]:
+        """Load, compute and store; with on_error="raise", stop after the first batch with a failure.
+
+        Returns
+        -------
+        Counter
+            Number of images by what happened to them.
+        """
         workers, batch_size = _cores(), self._options.batch_size
         loaded = stream_images(
             paths,
@@ -215,8 +222,7 @@ class _Run:
                     msg = f"{paths[failed[0].row]}: {failed[0].reason}"
                     raise ImageError(msg)
                 bar.update(len(batch))
-        said = ", ".join(f"{count} {outcome}" for outcome, count in self._counts.items() if count)
-        logger.info("%s: %s of %d images", self._backbone.name, said, len(paths))
+        return self._counts
 
     def _store_good(self, images: list[LoadedImage]) -> None:
         unchanged = [image for image in images if self._is_unchanged(image)]
@@ -365,7 +371,9 @@ def _report(store: FeatureStore, keys: Sequence[str], rows: np.ndarray) -> None:
             warnings.warn(msg, DataWarning, stacklevel=3)
     records = store.records(keys[0])[rows]
     done = records["state"] == DONE
-    contents = pd.Series([digest.tobytes() for digest in records["digest"][done]], index=ids[done], dtype=object)
+    contents = pd.Series(
+        [digest.tobytes() for digest in records["digest"][done]], index=pd.Index(ids[done], dtype=object), dtype=object
+    )
     repeated = contents[contents.duplicated(keep=False)]
     if len(repeated):
         twins = repeated.groupby(repeated, sort=False).groups

@@ -80,3 +80,8 @@ def build_store(make_records):
         return open_features(path)
 
     return build
+
+
+@pytest.fixture
+def random_features():
+    return lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)

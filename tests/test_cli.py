@@ -167,3 +167,49 @@ def test_demo_runs_both_stages_from_nothing(tmp_path):
     store = deepfeat.open_features(tmp_path / "deepfeat-demo" / "features.h5")
     assert store.blocks["done"].tolist() == [1797]
     assert store.table["label"].value_counts().min() == 174
+
+
+def test_store_verify_of_a_sound_store(cache, capsys):
+    backbone = ["--backbone", "EfficientNetLite0", "--input-size", "32"]
+    assert main(["store", "verify", str(cache), "--sample", "4", *backbone]) == 0
+    out = capsys.readouterr().out
+    assert "all rows match their checksums" in out
+    assert "EfficientNetLite0       4" in out
+
+
+def test_store_verify_finds_damage_and_repairs_it(cache, folder, tmp_path, capsys):
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(cache.read_bytes())
+    segment = deepfeat.open_features(copy).structure.blocks[0].segments[0]
+    with open(copy, "r+b") as file:
+        file.seek(segment.features.offset + 3 * 5120)
+        file.write(b"damage")
+    assert main(["store", "verify", str(copy)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "damaged: bright/bright11.png (EfficientNetLite0)\n"
+    assert "1 row(s) are damaged: run with --repair and extract again" in captured.err
+    assert main(["fit", str(copy), "--C", "0.01"]) == 1
+    assert "run `deepfeat store verify --repair`" in capsys.readouterr().err
+    assert main(["store", "verify", str(copy), "--repair"]) == 0
+    assert main(extract_command(folder, copy)) == 0
+    assert "EfficientNetLite0: 23 done before, 1 computed" in capsys.readouterr().err
+    assert main(["store", "verify", str(copy)]) == 0
+
+
+def test_store_merge_export_and_import(cache, tmp_path, capsys):
+    merged = tmp_path / "merged.h5"
+    assert main(["store", "merge", str(merged), str(cache)]) == 0
+    assert "24 images, 2 classes" in capsys.readouterr().out
+    for name in ("f.npz", "f.csv"):
+        assert main(["store", "export", str(merged), str(tmp_path / name)]) == 0
+    assert main(["store", "export", str(merged), str(tmp_path / "f.xlsx")]) == 2
+    assert "use .parquet, .npz or .csv" in capsys.readouterr().err
+    with np.load(tmp_path / "f.npz") as archive:
+        np.save(tmp_path / "again.npy", archive["EfficientNetLite0"])
+    command = ["store", "import", str(tmp_path / "i.h5"), str(tmp_path / "again.npy"), "--csv", str(tmp_path / "f.csv")]
+    assert main([*command, "--image-column", "image_id", "--label-column", "label"]) == 0
+    imported = deepfeat.open_features(tmp_path / "i.h5")
+    np.testing.assert_array_equal(
+        imported.features("again"), deepfeat.open_features(cache).features("EfficientNetLite0")
+    )
+    assert imported.table["label"].value_counts().to_dict() == {"bright": 12, "dark": 12}

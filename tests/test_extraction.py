@@ -360,3 +360,106 @@ def test_plan_row(record, stamp, planned):
     records = np.zeros(3, RECORD)
     records[2]["state"], records[2]["size"], records[2]["mtime_ns"] = record
     assert plan_rows(records, {2: stamp}) == ([2] if planned else [])
+
+
+def test_renamed_image_of_known_content_is_copied(folder, cache, computed, caplog):
+    first = extract(folder, cache)
+    known = first.features("Tiny", ["a/00.png"]).copy()
+    (folder / "a" / "00.png").rename(folder / "b" / "other name.png")
+    with caplog.at_level("INFO", "deepfeat"):
+        store = extract(folder, cache)
+    assert computed == [10]
+    assert "Tiny: 9 done before, 1 copied" in caplog.text
+    np.testing.assert_array_equal(store.features("Tiny", ["b/other name.png"]), known)
+
+
+def test_what_was_done_is_said(folder, cache, caplog):
+    with caplog.at_level("INFO", "deepfeat"):
+        extract(folder, cache)
+        save_picture(folder / "a" / "00.png", 77)
+        os.utime(folder / "b" / "01.png", ns=(1, 1))
+        (folder / "b" / "03.png").write_bytes(b"")
+        with pytest.warns(DataWarning, match="1 of 10 images failed"):
+            extract(folder, cache)
+        (folder / "b" / "03.png").unlink()
+        extract(folder, cache)
+    assert "Tiny: 10 computed" in caplog.text
+    assert "Tiny: 7 done before, 1 touched but unchanged, 1 computed, 1 failed" in caplog.text
+    assert "Tiny: 9 done before" in caplog.text
+
+
+def test_float16_is_a_block_of_its_own_with_three_digits(folder, cache):
+    exact = extract(folder, cache).features("Tiny")
+    store = extract(folder, cache, dtype="float16")
+    assert store.blocks["dtype"].tolist().count("float16") == 1
+    key = store.blocks.set_index("dtype")["key"]["float16"]
+    half = store.features(key)
+    assert half.dtype == np.float32
+    np.testing.assert_array_equal(half, exact.astype(np.float16).astype(np.float32))
+    with pytest.raises(UsageError, match="dtype is 'int8': use one of 'float32', 'float16'"):
+        extract(folder, cache, dtype="int8")
+
+
+def test_other_versions_are_warned_of_when_rows_are_added(folder, cache, monkeypatch):
+    extract(folder, cache)
+    now = deepfeat.extraction.versions()
+    monkeypatch.setattr(deepfeat.extraction, "versions", lambda: {**now, "keras": "99.0"})
+    extract(folder, cache)
+    save_picture(folder / "a" / "new.png", 99)
+    with pytest.warns(
+        DataWarning, match=rf"computed with keras {now['keras']} \(now 99\.0\): `deepfeat store verify --sam"
+    ):
+        extract(folder, cache)
+
+
+def test_two_runs_at_once_are_refused(folder, cache):
+    extract(folder, cache)
+    with deepfeat.store.StoreWriter(cache), pytest.raises(deepfeat.LockedError, match=str(os.getpid())):
+        extract(folder, cache)
+
+
+# Verifying a sample
+
+
+def test_sample_that_is_computed_again_agrees(folder, cache):
+    extract(folder, cache, deepfeat.Backbone(**TINY, layer=["first", "second"]))
+    compared = deepfeat.verify_sample(cache, 4, deepfeat.Backbone(**TINY, layer=["first", "second"]))
+    assert compared["images"].tolist() == [4, 4]
+    assert (compared["largest_difference"] < 1e-6).all()
+
+
+def test_sample_by_the_name_of_the_backbone(folder, cache):
+    extract(folder, cache)
+    assert deepfeat.verify_sample(cache, 3)["images"].tolist() == [3]
+
+
+def test_sample_finds_features_that_are_not_what_is_computed_now(folder, cache):
+    store = extract(folder, cache)
+    with deepfeat.store.StoreWriter(cache) as writer:
+        block = writer.store.find("Tiny")
+        writer.write(block, range(10), 1.1 * store.features("Tiny"), store.records("Tiny"))
+    compared = deepfeat.verify_sample(cache, 10)
+    assert compared["largest_difference"][0] == pytest.approx(0.1 / 1.1, rel=0.05)
+
+
+def test_sample_leaves_changed_images_out(folder, cache):
+    extract(folder, cache)
+    for number in range(0, 10, 2):
+        save_picture(folder / "a" / f"{number:02d}.png", 50 + number)
+    assert deepfeat.verify_sample(cache, 10)["images"].tolist() == [5]
+
+
+def test_sample_of_another_backbone_is_refused(folder, cache):
+    extract(folder, cache)
+    with pytest.raises(deepfeat.BackboneError, match="has no block with the weights and settings of Tiny"):
+        deepfeat.verify_sample(cache, 2, deepfeat.Backbone(**{**TINY, "seed": 5}))
+
+
+def test_sample_of_weights_from_a_file_needs_the_backbone(folder, cache, tmp_path):
+    weights = tmp_path / "tiny.weights.h5"
+    tiny((16, 16, 3)).save_weights(weights)
+    backbone = deepfeat.Backbone("Tiny", weights=weights)
+    extract(folder, cache, backbone)
+    with pytest.raises(deepfeat.BackboneError, match=r"Tiny was computed with other weights .* pass the backbone"):
+        deepfeat.verify_sample(cache, 2)
+    assert deepfeat.verify_sample(cache, 2, backbone)["largest_difference"][0] < 1e-6

@@ -32,11 +32,6 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def random_features():
-    return lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
-
-
-@pytest.fixture
 def mixed_store(path, make_spec, make_table, make_records, random_features):
     """Five images: 0 and 3 done, 1 and 4 failed, 2 missing; and a second block with everything done."""
     with StoreWriter(path) as writer:

@@ -20,7 +20,6 @@ from zlib import crc32
 
 import h5py
 import numpy as np
-import pandas as pd
 
 from deepfeat.errors import StoreError
 from deepfeat.store.journal import Overlay
@@ -377,15 +376,15 @@ def write_empty(file: h5py.File) -> None:
     file.attrs["format"] = np.bytes_(FORMAT)
     file.attrs["format_version"] = FORMAT_VERSION
     file.create_group("blocks")
-    write_table(file, pd.DataFrame({name: [] for name in COLUMNS}, dtype=object))
+    write_table(file, {name: [] for name in COLUMNS})
 
 
-def write_table(file: h5py.File, table: pd.DataFrame) -> None:
+def write_table(file: h5py.File, table: Mapping[str, Sequence[str | None]]) -> None:
     """Replace the image table."""
     # Text that cannot be encoded must fail before anything is taken away.
-    columns = {name: _encode_text(["" if pd.isna(v) else v for v in table[name]]) for name in COLUMNS}
+    columns = {name: _encode_text([value or "" for value in table[name]]) for name in COLUMNS}
     images = file.create_group("images.new")
-    images.attrs["count"] = len(table)
+    images.attrs["count"] = len(table["image_id"])
     images.attrs["sha256"] = np.bytes_(table_digest(columns))
     for name, (offsets, utf8) in columns.items():
         images[f"{name}/offsets"], images[f"{name}/utf8"] = offsets, utf8

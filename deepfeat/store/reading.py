@@ -106,7 +106,8 @@ class FeatureStore:
             raise DamageError(msg)
         texts = {name: list(decode_text(*columns[name])) for name in COLUMNS}
         return pd.DataFrame(
-            {name: values if name in COLUMNS[:2] else [v or None for v in values] for name, values in texts.items()}
+            {name: values if name in COLUMNS[:2] else [v or None for v in values] for name, values in texts.items()},
+            dtype=object,
         )
 
     @property
@@ -282,7 +283,8 @@ class FeatureStore:
             which are named by the block and numbered.
         """
         keys, names, ids = self._chosen(blocks, rows)
-        parts = [self.table.set_index("image_id").loc[ids, list(COLUMNS[2:])]]
+        index = pd.Index(ids, dtype=object, name="image_id")
+        parts = [self.table.loc[self.positions(ids), list(COLUMNS[2:])].set_axis(index)]
         for key, name in zip(keys, names, strict=True):
             values = self.features(key, ids).reshape(len(ids), -1 if len(ids) else self.find(key).dim)
             parts.append(pd.DataFrame(values, parts[0].index, [f"{name}_{i}" for i in range(values.shape[1])]))
@@ -303,7 +305,7 @@ class FeatureStore:
     ) -> None:
         """Write a NumPy archive: image_id, label, group, split, and one array for each block under its name."""
         keys, names, ids = self._chosen(blocks, rows)
-        table = self.table.set_index("image_id").loc[ids, list(COLUMNS[2:])]
+        table = self.table.loc[self.positions(ids), list(COLUMNS[2:])]
         arrays: dict[str, Any] = {"image_id": np.array(ids, dtype=str)}
         arrays |= {name: np.array(table[name].fillna("").tolist(), dtype=str) for name in table}
         arrays |= {name: self.features(key, ids) for key, name in zip(keys, names, strict=True)}
@@ -322,7 +324,7 @@ class FeatureStore:
 
     def positions(self, rows: Sequence[str]) -> np.ndarray:
         """Row numbers of image ids in the table."""
-        positions = pd.Index(self.table["image_id"]).get_indexer(pd.Index(list(rows), dtype=object))
+        positions = pd.Index(self.table["image_id"], dtype=object).get_indexer(pd.Index(list(rows), dtype=object))
         if (positions < 0).any():
             first = list(rows)[int(np.flatnonzero(positions < 0)[0])]
             msg = f"{int((positions < 0).sum())} image id(s) are not in {self.path} (first: {first!r})"

@@ -103,20 +103,22 @@ class StoreWriter:
         ndarray of int
             Row number in the store of each row of ``table``.
         """
-        stored = self._store.table.set_index("image_id", drop=False)
-        given = table.set_index("image_id", drop=False)
-        merged = stored.reindex(stored.index.append(given.index.difference(stored.index, sort=False)))
-        merged["image_id"] = merged.index
-        for column in COLUMNS[1:]:
-            if given[column].notna().any():
-                merged[column] = merged[column].astype(object)
-                merged.loc[given.index, column] = given[column].astype(object)
-        merged = merged[list(COLUMNS)]
-        if len(merged) != len(stored) or not _same(merged, stored):
+        stored = self._store.table
+        merged = {name: stored[name].tolist() for name in COLUMNS}
+        places = {image_id: row for row, image_id in enumerate(merged["image_id"])}
+        rows = np.array([places.setdefault(image_id, len(places)) for image_id in table["image_id"]], int)
+        merged["image_id"] = list(places)
+        for name in COLUMNS[1:]:
+            merged[name] += [None] * (len(places) - len(stored))
+            given = [None if pd.isna(value) else value for value in table[name]]
+            if any(value is not None for value in given):
+                for row, value in zip(rows, given, strict=True):
+                    merged[name][row] = value
+        if any(merged[name] != stored[name].tolist() for name in COLUMNS):
             with changing(self.path) as file:
                 write_table(file, merged)
             self._store = FeatureStore(self.path)
-        return self._store.positions(table["image_id"].tolist())
+        return rows
 
     def add_block(self, spec: Mapping[str, object], shape: tuple[int, ...], versions: Mapping[str, str]) -> Block:
         """Give a block space for every image of the table and return it."""
@@ -270,7 +272,3 @@ def _create(path: Path) -> None:
         raise StoreError(msg) from error
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _same(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    return all(a[name].fillna("").tolist() == b[name].fillna("").tolist() for name in COLUMNS)

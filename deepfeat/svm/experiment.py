@@ -216,7 +216,9 @@ def _predictions(
             np.array(classes, object)[predicted.astype(int)],
         )
     table = pd.DataFrame(
-        {"label": labels, "predicted": predicted}, index=pd.Index(samples.ids[rows], name="image_id"), dtype=object
+        {"label": labels, "predicted": predicted},
+        index=pd.Index(samples.ids[rows], dtype=object, name="image_id"),
+        dtype=object,
     )
     table[classes] = decision
     table["fold"] = fold.astype(object)
