@@ -294,6 +294,8 @@ class _Run:
             return blocks
         for block in blocks:
             _warn_of_other_versions(block)
+        for spec in self._specs:
+            _say_why_new(store, spec)
         shapes = self._runtime.shapes
         return [
             self._writer.add_block(spec, shape, versions()) for spec, shape in zip(self._specs, shapes, strict=True)
@@ -325,6 +327,14 @@ def versions() -> dict[str, str]:
 
     packages = ("deepfeat", "keras", keras.backend.backend(), "numpy", "pillow")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _say_why_new(store: FeatureStore, spec: dict[str, Any]) -> None:
+    """Say how a new block differs from the blocks that its backbone has already."""
+    for block in store.structure.blocks:
+        if block.spec["backbone"] == spec["backbone"] and not store.has_block(block_key(spec)):
+            other = [name for name in spec if spec[name] != block.spec.get(name)]
+            logger.info("%s: a new block, since %s is another than in %s", block.name, ", ".join(other), block.key[:8])
 
 
 def _warn_of_other_versions(block: Block) -> None:

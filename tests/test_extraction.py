@@ -243,11 +243,13 @@ def test_other_settings_make_another_block(folder, cache, change):
     assert store.blocks["done"].tolist() == [10, 10]
 
 
-def test_swapped_weights_under_one_name_make_another_block(folder, cache, tmp_path):
+def test_swapped_weights_under_one_name_make_another_block(folder, cache, tmp_path, caplog):
     weights = tmp_path / "tiny.weights.h5"
-    for _ in range(2):
-        tiny((16, 16, 3)).save_weights(weights)  # initial weights differ from call to call
-        store = extract(folder, cache, deepfeat.Backbone("Tiny", weights=weights))
+    with caplog.at_level("INFO", "deepfeat"):
+        for _ in range(2):
+            tiny((16, 16, 3)).save_weights(weights)  # initial weights differ from call to call
+            store = extract(folder, cache, deepfeat.Backbone("Tiny", weights=weights))
+    assert "Tiny: a new block, since weights is another than in " in caplog.text
     first, second = (store.features(key) for key in store.blocks["key"])
     assert not np.allclose(first, second)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -23,6 +25,7 @@ from deepfeat.store.layout import (
     RECORD,
     Block,
     Place,
+    Segment,
     add_segment,
     block_key,
     row_checksums,
@@ -78,6 +81,9 @@ class StoreWriter:
             replay(self.path)
             self._store = FeatureStore(self.path)
             self._file: BinaryIO = resources.enter_context(open(self.path, "r+b", buffering=0))
+            # Checksums are computed while the features are being written.
+            self._thread = resources.enter_context(ThreadPoolExecutor(1, "deepfeat store"))
+            self._states: dict[int, np.ndarray] = {}
             self._committed = time.monotonic()
             if lock.inherited:
                 self.reset_damaged_rows()
@@ -147,33 +153,42 @@ class StoreWriter:
         features = np.ascontiguousarray(features, block.dtype).reshape(len(rows), block.dim)
         records = records.copy()
         records["state"] = DONE
+        runs = _find_runs(block, rows)
+        self._clear(runs)
+        writing = self._thread.submit(self._write_runs, runs, "features", features)
         records["checksum"] = row_checksums(features)
-        self._clear(block, rows)
-        self._write_runs(block, rows, features, "features")
-        self.write_records(block, rows, records)
+        writing.result()
+        self._write_records(block, rows, runs, records)
 
     def write_records(self, block: Block, rows: Sequence[int], records: np.ndarray) -> None:
         """Write records alone, of failed images; the seal is filled in here."""
-        records = records.copy()
-        records["seal"] = seal_records(block.key, np.asarray(rows), records)
-        self._clear(block, rows)
-        self._write_runs(block, rows, records, "records")
-        if time.monotonic() - self._committed > COMMIT_INTERVAL:
-            self.commit()
+        runs = _find_runs(block, rows)
+        self._clear(runs)
+        self._write_records(block, rows, runs, records.copy())
 
     def write_stamps(self, block: Block, rows: Sequence[int], records: np.ndarray) -> None:
         """Note the size and time of files whose content was seen before; nothing else of the records is written."""
         stamps = np.ascontiguousarray(records.view(np.uint8).reshape(-1, RECORD.itemsize)[:, :_STAMP_BYTES])
-        for row, stamp in zip(rows, stamps, strict=True):
-            self._write_at(block, row, "records", 0, stamp.data)
+        for run in _find_runs(block, rows):
+            for at, stamp in enumerate(stamps[run.part], run.at):
+                self._write_at(run.segment.records.offset + at * RECORD.itemsize, stamp.data)
 
-    def _clear(self, block: Block, rows: Sequence[int]) -> None:
+    def _write_records(self, block: Block, rows: Sequence[int], runs: list[_Run], records: np.ndarray) -> None:
+        records["seal"] = seal_records(block.key, np.asarray(rows), records)
+        self._write_runs(runs, "records", records)
+        if time.monotonic() - self._committed > COMMIT_INTERVAL:
+            self.commit()
+
+    def _clear(self, runs: list[_Run]) -> None:
         """Declare rows missing, a byte each, before anything of them is written over."""
-        for segment in block.segments:
-            states = segment.records.map(self.path)["state"]
-            for row in rows:
-                if segment.start <= row < segment.stop and states[row - segment.start] != MISSING:
-                    self._write_at(block, row, "records", RECORD.itemsize - 1, memoryview(bytes([MISSING])))
+        for run in runs:
+            place = run.segment.records
+            states = self._states.get(place.offset)
+            if states is None:
+                states = self._states[place.offset] = place.map(self.path)["state"]
+            for row in np.flatnonzero(states[run.at : run.at + run.n_rows]).tolist():
+                end = place.offset + (run.at + row + 1) * RECORD.itemsize
+                self._write_at(end - 1, memoryview(bytes([MISSING])))
 
     def commit(self) -> None:
         """Wait until everything written is on the disk."""
@@ -192,26 +207,45 @@ class StoreWriter:
         for block in self._store.structure.blocks:
             damaged = damaged_rows(self._store, block)
             if len(damaged):
-                self._clear(block, damaged.tolist())
+                self._clear(_find_runs(block, damaged.tolist()))
                 found[block.key] = damaged
         return found
 
-    def _write_runs(self, block: Block, rows: Sequence[int], values: np.ndarray, part: str) -> None:
-        """Write values in place, one write for each run of neighbouring rows."""
-        positions = np.asarray(rows)
-        owner = np.searchsorted([segment.stop for segment in block.segments], positions, side="right")
-        breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(owner) != 0)) + 1
-        for run in np.split(np.arange(len(positions)), breaks):
-            data = values[run[0] : run[-1] + 1].data.cast("B")
-            self._write_at(block, int(positions[run[0]]), part, 0, data)
+    def _write_runs(self, runs: list[_Run], part: str, values: np.ndarray) -> None:
+        """Write values in place, one write for each run."""
+        for run in runs:
+            place: Place = getattr(run.segment, part)
+            width = place.dtype.itemsize * math.prod(place.shape[1:])
+            self._write_at(place.offset + run.at * width, values[run.part].data.cast("B"))
 
-    def _write_at(self, block: Block, row: int, part: str, skip: int, data: memoryview) -> None:
-        """Write bytes from a row's features or record on, after the first ``skip`` ones."""
-        segment = next(s for s in block.segments if s.start <= row < s.stop)
-        place: Place = getattr(segment, part)
-        width = place.dtype.itemsize * math.prod(place.shape[1:])
-        self._file.seek(place.offset + (row - segment.start) * width + skip)
-        _write_all(self._file, data)
+    def _write_at(self, offset: int, data: memoryview) -> None:
+        self._file.seek(offset)
+        while data:
+            data = data[self._file.write(data) :]
+
+
+class _Run(NamedTuple):
+    """Neighbouring rows of one segment: the first one's number in it, and which of the given rows they are."""
+
+    segment: Segment
+    at: int
+    part: slice
+
+    @property
+    def n_rows(self) -> int:
+        return self.part.stop - self.part.start
+
+
+def _find_runs(block: Block, rows: Sequence[int]) -> list[_Run]:
+    positions = np.asarray(rows)
+    owner = np.searchsorted([segment.stop for segment in block.segments], positions, side="right")
+    breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(owner) != 0)) + 1
+    starts = [0, *breaks.tolist(), len(positions)]
+    runs = []
+    for start, stop in itertools.pairwise(starts):
+        segment = block.segments[owner[start]]
+        runs.append(_Run(segment, int(positions[start]) - segment.start, slice(start, stop)))
+    return runs
 
 
 def damaged_rows(store: FeatureStore, block: Block) -> np.ndarray:
@@ -250,11 +284,6 @@ def verify_features(path: str | os.PathLike[str], *, repair: bool = False) -> pd
         with StoreWriter(path) as writer:
             writer.reset_damaged_rows()
     return pd.DataFrame(found, columns=["block", "key", "image_id"])
-
-
-def _write_all(file: BinaryIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
 
 
 def _create(path: Path) -> None:
