@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import itertools
 import logging
 import os
@@ -174,8 +173,8 @@ def _extract_backbone(writer: StoreWriter, backbone: Backbone, paths: dict[int, 
     if todo:
         if backbone.weights is None:
             logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
-        run = _Run(writer, backbone, model, specs, options)
-        counts += run.process({row: paths[row] for row in sorted(todo)})
+        run = _Run(writer, backbone, model, specs, options, {row: paths[row] for row in sorted(todo)})
+        counts += run.process()
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
     logger.info("%s: %s", backbone.name, said)
     return keys
@@ -191,13 +190,14 @@ class _Run:
         model: keras.Model | None,
         specs: list[dict[str, Any]],
         options: _Options,
+        paths: dict[int, str],
     ) -> None:
         self._writer, self._backbone, self._model, self._specs = writer, backbone, model, specs
-        self._options = options
+        self._options, self._paths = options, paths
         self._records = [writer.store.records_or_missing(block_key(spec)) for spec in specs]
         self._counts: Counter[str] = Counter()
 
-    def process(self, paths: dict[int, str]) -> Counter[str]:
+    def process(self) -> Counter[str]:
         """Load, compute and store; with on_error="raise", stop after the first batch with a failure.
 
         Returns
@@ -207,22 +207,26 @@ class _Run:
         """
         workers, batch_size = _cores(), self._options.batch_size
         loaded = stream_images(
-            paths,
+            self._paths,
             self._backbone.input_shape[:2],
             self._backbone.resize,
             workers=workers,
             ahead=2 * batch_size + workers,
         )
-        with tqdm(total=len(paths), desc=self._backbone.name, unit="image", disable=not self._options.progress) as bar:
+        with self._progress_bar() as bar:
             for batch in _batches(loaded, batch_size):
                 failed = [image for image in batch if image.pixels is None]
                 self._store_good([image for image in batch if image.pixels is not None])
                 self._store_failed(failed)
                 if failed and self._options.on_error == "raise":
-                    msg = f"{paths[failed[0].row]}: {failed[0].reason}"
+                    msg = f"{self._paths[failed[0].row]}: {failed[0].reason}"
                     raise ImageError(msg)
                 bar.update(len(batch))
         return self._counts
+
+    def _progress_bar(self) -> tqdm[Any]:
+        disable = not self._options.progress
+        return tqdm(total=len(self._paths), desc=self._backbone.name, unit="image", disable=disable)
 
     def _store_good(self, images: list[LoadedImage]) -> None:
         unchanged = [image for image in images if self._is_unchanged(image)]
@@ -262,9 +266,10 @@ class _Run:
 
     @cached_property
     def _rows_by_digest(self) -> dict[bytes, int]:
-        """A row that every block had done before this run, for each content."""
+        """A row that every block has done, for each content; of the rows that this run leaves alone."""
         done = np.logical_and.reduce([records["state"] == DONE for records in self._records])
         done &= np.logical_and.reduce([(r["digest"] == self._records[0]["digest"]).all(axis=1) for r in self._records])
+        done[list(self._paths)] = False
         return {self._records[0]["digest"][row].tobytes(): int(row) for row in np.flatnonzero(done)}
 
     def _is_unchanged(self, image: LoadedImage) -> bool:
@@ -323,10 +328,10 @@ def build_network(backbone: Backbone) -> keras.Model:
 
 def versions() -> dict[str, str]:
     """Versions of what computes features, for the record of a block."""
-    import keras
-
-    packages = ("deepfeat", "keras", keras.backend.backend(), "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    modules = {"deepfeat": "deepfeat", "keras": "keras", "numpy": "numpy", "pillow": "PIL"}
+    backend = importlib.import_module("keras").backend.backend()
+    found = {name: importlib.import_module(module) for name, module in {**modules, backend: backend}.items()}
+    return {"python": platform.python_version(), **{name: str(module.__version__) for name, module in found.items()}}
 
 
 def _say_why_new(store: FeatureStore, spec: dict[str, Any]) -> None:

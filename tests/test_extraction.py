@@ -375,6 +375,26 @@ def test_renamed_image_of_known_content_is_copied(folder, cache, computed, caplo
     np.testing.assert_array_equal(store.features("Tiny", ["b/other name.png"]), known)
 
 
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_images_that_swap_their_contents_swap_their_features(folder, cache, batch_size):
+    extract(folder, cache, batch_size=batch_size)
+    first, second = folder / "a" / "00.png", folder / "b" / "09.png"
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    store = extract(folder, cache, batch_size=batch_size)
+    np.testing.assert_allclose(
+        store.features("Tiny"), expected_features(folder, store.table["image_id"]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_versions_of_what_computed_a_block_are_kept(folder, cache):
+    versions = extract(folder, cache).blocks["versions"][0]
+    assert versions["keras"] == keras.__version__
+    assert versions["deepfeat"] == deepfeat.__version__
+    assert versions.keys() == {"python", "deepfeat", "keras", "numpy", "pillow", keras.backend.backend()}
+
+
 def test_what_was_done_is_said(folder, cache, caplog):
     with caplog.at_level("INFO", "deepfeat"):
         extract(folder, cache)
