@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 
 import deepfeat
 from deepfeat.errors import DamageError, DeepfeatError, LockedError, StoreError
-from deepfeat.store import DONE, RECORD, StoreWriter, block_key, lock
+from deepfeat.store import DONE, RECORD, StoreWriter, block_key, lock, writing
 from deepfeat.store.journal import journal_path
 from deepfeat.store.layout import write_empty
 from deepfeat.store.lock import Lock, Owner, lock_path, read_owner
@@ -179,6 +180,22 @@ def test_power_failure_that_kept_records_and_lost_their_features(path, whole, n_
             file.write(bytes(faults.BATCH * 700 * 4))
     with pytest.raises(DamageError, match="12 row"):
         deepfeat.open_features(path).features(KEYS[0], store.ready(KEYS[0]))
+    faults.work(path)
+    assert_equal(deepfeat.open_features(path), whole)
+
+
+def test_commit_that_fails_in_the_background_is_an_error(path, whole, monkeypatch):
+    """A disk that cannot keep what it was given says so at a sync; nobody may go on as if nothing had happened."""
+
+    def fail(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    StoreWriter(path).__enter__().__exit__()
+    monkeypatch.setattr(writing, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(writing, "sync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        faults.work(path)
+    monkeypatch.undo()
     faults.work(path)
     assert_equal(deepfeat.open_features(path), whole)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import operator
 import os
-from zlib import crc32
 
 import h5py
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import deepfeat
 from deepfeat.errors import StoreError
 from deepfeat.store import DONE, FAILED, MISSING, RECORD, FeatureStore, StoreWriter, block_key, canonical_json
+from deepfeat.store.layout import row_checksums
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -101,10 +102,56 @@ def test_records_round_trip(path, build_store, make_spec, make_table, make_recor
     assert (records["digest"][0] != records["digest"][1]).any()
 
 
-def test_checksum_is_crc32_of_the_row(path, build_store, make_spec, make_table, random_features):
+def splitmix64():
+    """Steele, Lea and Flood's generator from seed 0, in plain integers."""
+    state = 0
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        yield z ^ (z >> 31)
+
+
+def checksum(row):
+    """docs/store-format.md in plain integers."""
+    words = np.asarray(row).view(f"u{row.dtype.itemsize}").ravel().tolist()
+    weights = splitmix64()
+    return sum(itertools.starmap(operator.mul, zip(words, weights, strict=False)), next(weights)) % 2**64 >> 32
+
+
+def test_splitmix64_gives_the_published_numbers():
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert list(itertools.islice(splitmix64(), 3)) == published
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
+def test_row_checksums_do_not_depend_on_the_rows_together(random_features, dtype):
+    features = random_features(40, 70).astype(dtype)
+    assert row_checksums(features).tolist() == [checksum(row) for row in features]
+    assert row_checksums(features[3:4]).tolist() == [checksum(features[3])]
+    assert row_checksums(features.reshape(40, 7, 2, 5)).tolist() == row_checksums(features).tolist()
+    assert row_checksums(features[:0]).tolist() == []
+
+
+def test_row_checksums_find_every_single_flipped_bit(random_features):
+    row = random_features(1, 300)
+    flipped = np.repeat(row.view("<u4"), 300 * 32, axis=0)
+    number = np.arange(300 * 32)
+    flipped[number, number // 32] ^= np.uint32(1) << (number % 32).astype(np.uint32)
+    assert (row_checksums(flipped.view("<f4")) != row_checksums(row)).all()
+
+
+def test_row_checksums_tell_changed_places_and_signs(random_features):
+    features = random_features(1, 300)
+    assert row_checksums(features[:, ::-1]) != row_checksums(features)
+    assert row_checksums(-features) != row_checksums(features)
+    assert row_checksums(np.roll(features, 1)) != row_checksums(features)
+
+
+def test_checksum_is_what_the_format_says(path, build_store, make_spec, make_table, random_features):
     features = random_features(4, 7)
     store = build_store(path, make_table(4), [(make_spec(), features)])
-    assert store.records("NetA")["checksum"].tolist() == [crc32(row.astype("<f4").tobytes()) for row in features]
+    assert store.records("NetA")["checksum"].tolist() == [checksum(row) for row in features]
 
 
 @pytest.mark.parametrize("given_as", [np.float64, ">f4", "strided"])
@@ -113,7 +160,7 @@ def test_write_converts_to_little_endian_float32(path, build_store, make_spec, m
     written = np.repeat(features, 2, axis=1)[:, ::2] if given_as == "strided" else features.astype(given_as)
     store = build_store(path, make_table(4), [(make_spec(), written)])
     np.testing.assert_array_equal(store.features("NetA"), features)
-    assert store.records("NetA")["checksum"].tolist() == [crc32(row.tobytes()) for row in features]
+    assert store.records("NetA")["checksum"].tolist() == [checksum(row) for row in features]
 
 
 def test_write_of_another_width_is_refused_and_changes_nothing(mixed_store, path, make_records):
@@ -405,7 +452,7 @@ def test_growth_gathers_across_segments(grown_store, order):
     rows = [f"img{i:03d}" for i in order]
     np.testing.assert_array_equal(store.features("NetA", rows), features[list(order)])
     np.testing.assert_array_equal(store.features("NetA"), features)
-    assert store.records("NetA")["checksum"].tolist() == [crc32(row.tobytes()) for row in features]
+    assert store.records("NetA")["checksum"].tolist() == [checksum(row) for row in features]
 
 
 def test_growth_writes_across_segments(grown_store, path, make_records):
@@ -627,7 +674,7 @@ def test_plain_h5py_reads_a_grown_store(grown_store, path, make_spec):
     np.testing.assert_array_equal(block["features"], features)
     assert block["features"].dtype == np.dtype("<f4")
     assert block["records"]["state"].tolist() == [1] * 9
-    assert block["records"]["checksum"].tolist() == [crc32(row.tobytes()) for row in features]
+    assert block["records"]["checksum"].tolist() == [checksum(row) for row in features]
 
 
 def test_plain_h5py_reads_states_and_reasons(mixed_store, path, make_spec):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 
 from deepfeat.errors import DamageError, StoreError
 from deepfeat.store.journal import View, viewing
@@ -23,6 +25,7 @@ from deepfeat.store.layout import (
     RECORD,
     STRUCTURE_ERRORS,
     Block,
+    Place,
     Structure,
     canonical_json,
     damaged_records,
@@ -33,8 +36,9 @@ from deepfeat.store.layout import (
 )
 from deepfeat.store.lock import lock_path
 
-#: Rows whose checksums are compared at a time, so that they are still in the processor's cache.
-_CHECKED_AT_ONCE = 256
+#: Bytes that are copied and checked at a time, so that they are still in the processor's cache.
+_READ_AT_ONCE = 2**22
+_BYTES = np.dtype((np.void, RECORD.itemsize))
 
 
 def open_features(path: str | os.PathLike[str]) -> FeatureStore:
@@ -88,7 +92,8 @@ class FeatureStore:
         self.path = Path(path)
         self.structure, self._pending_table = load_structure(self.path)
         self.n_images = self.structure.n_images
-        self._checked: dict[str, np.ndarray] = {}
+        self._maps: dict[Place, np.ndarray] = {}
+        self._seen_blocks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __repr__(self) -> str:
         names = ", ".join(block.name for block in self.structure.blocks) or "no blocks"
@@ -198,19 +203,40 @@ class FeatureStore:
     def read_records(self, block: str) -> tuple[np.ndarray, np.ndarray]:
         """As `records`, and the numbers of the rows whose record does not match its seal, instead of an error."""
         found = self.find(block)
-        records, damaged = np.zeros(self.n_images, RECORD), [np.empty(0, int)]
-        for segment in found.segments:
-            mapped = segment.records.map(self.path)
-            part = np.array(mapped)
-            wrong = damaged_records(found.key, segment.start, part)
-            if len(wrong) and lock_path(self.path).exists():
-                # A writer may be in the middle of just these.
-                time.sleep(0.02)
-                part = np.array(mapped)
-                wrong = damaged_records(found.key, segment.start, part)
-            damaged.append(wrong)
-            records[segment.start : segment.stop] = part
-        return records, np.concatenate(damaged)
+        records = self._copy_records(found)
+        damaged = self._check_seals(found, records)
+        if len(damaged) and lock_path(self.path).exists():
+            # A writer may be in the middle of just these.
+            time.sleep(0.02)
+            records = self._copy_records(found)
+            damaged = self._check_seals(found, records)
+        return records, damaged
+
+    def _copy_records(self, block: Block) -> np.ndarray:
+        records = np.zeros(self.n_images, RECORD)
+        for segment in block.segments:
+            records[segment.start : segment.stop] = self._map(segment.records)
+        return records
+
+    def _map(self, place: Place) -> np.ndarray:
+        """Map an array of the file, once: what was read stays mapped."""
+        if place not in self._maps:
+            self._maps[place] = place.map(self.path)
+        return self._maps[place]
+
+    def _check_seals(self, block: Block, records: np.ndarray) -> np.ndarray:
+        """Numbers of the rows whose record is not what it was, and does not match its seal."""
+        sealed, good = self._seen(block)
+        changed = np.flatnonzero(records.view(_BYTES) != sealed.view(_BYTES))
+        damaged = damaged_records(block.key, changed, records[changed])
+        sound = np.setdiff1d(changed, damaged, assume_unique=True)
+        sealed[sound], good[changed] = records[sound], False
+        return damaged
+
+    def _seen(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Records that matched their seals, and whether the features matched these records."""
+        empty = (np.zeros(self.n_images, RECORD), np.zeros(self.n_images, bool))
+        return self._seen_blocks.setdefault(block.key, empty)
 
     def ready(self, *blocks: str) -> np.ndarray:
         """Ids of the images that have features in all the named blocks, in the table's order.
@@ -261,10 +287,12 @@ class FeatureStore:
                 f"({missing} missing, {failed} failed; first: {first!r}): pass rows=store.ready({found.name!r})"
             )
             raise StoreError(msg)
-        damaged = self.check_rows(found, records, positions)
+        viewed = rows is None and len(found.segments) == 1 and found.dtype == np.float32
+        features = None if viewed else np.empty((len(positions), *found.shape), np.float32)
+        damaged = self.check_rows(found, records, positions, features)
         if len(damaged):
             raise self._damage(found, damaged, "features")
-        return self._gather(found, None if rows is None else positions)
+        return np.asarray(self._map(found.segments[0].features)) if features is None else features
 
     def to_frame(self, blocks: str | Sequence[str] | None = None, rows: Sequence[str] | None = None) -> pd.DataFrame:
         """Labels and features as one table.
@@ -331,40 +359,36 @@ class FeatureStore:
             raise StoreError(msg)
         return positions
 
-    def check_rows(self, block: Block, records: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Compare rows that were not read before with their checksums.
+    def check_rows(
+        self, block: Block, records: np.ndarray, positions: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Compare rows that were not read before with their checksums, and copy all into ``out``, if given.
 
         Returns
         -------
         ndarray of int
             Numbers of the rows that do not match.
         """
-        good = self._checked.setdefault(block.key, np.zeros(self.n_images, bool))
-        unread = np.unique(positions[~good[positions]])
-        damaged = [np.empty(0, int)]
-        for segment in block.segments:
-            rows = unread[(unread >= segment.start) & (unread < segment.stop)]
-            features = segment.features.map(self.path)
-            for part in (rows[i : i + _CHECKED_AT_ONCE] for i in range(0, len(rows), _CHECKED_AT_ONCE)):
-                together = part[-1] - part[0] == len(part) - 1
-                inside = (
-                    slice(part[0] - segment.start, part[-1] - segment.start + 1) if together else part - segment.start
-                )
-                match = row_checksums(features[inside]) == records["checksum"][part]
-                good[part[match]] = True
-                damaged.append(part[~match])
-        return np.concatenate(damaged)
+        _, good = self._seen(block)
+        step = max(1, _READ_AT_ONCE // (block.dim * block.dtype.itemsize))
+        wrong = np.zeros(len(positions), bool)
 
-    def _gather(self, block: Block, positions: np.ndarray | None) -> np.ndarray:
-        maps = [segment.features.map(self.path) for segment in block.segments]
-        if positions is None:
-            whole = maps[0] if len(maps) == 1 else np.concatenate(maps) if maps else np.empty((0, *block.shape))
-            return np.asarray(whole.astype(np.float32, copy=False))
-        features = np.empty((len(positions), *block.shape), np.float32)
-        for segment, rows in zip(block.segments, maps, strict=True):
-            inside = (positions >= segment.start) & (positions < segment.stop)
-            features[inside] = rows[positions[inside] - segment.start]
-        return features
+        def check(stored: np.ndarray, start: int, part: np.ndarray) -> None:
+            rows = positions[part]
+            values = stored[_as_slice(rows - start)]
+            if out is not None:
+                out[_as_slice(part)] = values
+            if not good[rows].all():
+                wrong[part] = row_checksums(values) != records["checksum"][rows]
+
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            for segment in block.segments:
+                inside = np.flatnonzero((positions >= segment.start) & (positions < segment.stop))
+                inside = inside if out is not None else inside[~good[positions[inside]]]
+                parts = [inside[i : i + step] for i in range(0, len(inside), step)]
+                list(pool.map(partial(check, self._map(segment.features), segment.start), parts))
+        good[positions[~wrong]] = True
+        return np.unique(positions[wrong])
 
     def _damage(self, block: Block, damaged: np.ndarray, what: str) -> DamageError:
         ids = ", ".join(repr(i) for i in self.table["image_id"].to_numpy(object)[damaged[:3]])
@@ -374,6 +398,13 @@ class FeatureStore:
             "which computes just these"
         )
         return DamageError(msg)
+
+
+def _as_slice(numbers: np.ndarray) -> np.ndarray | slice:
+    """Row numbers as a slice, which needs no copy, where they follow each other."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    together = last - first == len(numbers) - 1 and (np.diff(numbers) == 1).all()
+    return slice(first, last + 1) if together else numbers
 
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -37,8 +37,9 @@ from deepfeat.store.layout import (
 from deepfeat.store.lock import Lock
 from deepfeat.store.reading import FeatureStore
 
-#: Seconds between two commit points, at which everything written is on the disk.
+#: Seconds, and bytes of features, after which everything written is put on the disk at the latest.
 COMMIT_INTERVAL = 5.0
+COMMIT_BYTES = 2**25
 
 _STAMP_BYTES = RECORD.fields["digest"][1]  # type: ignore[index]
 
@@ -81,10 +82,11 @@ class StoreWriter:
             replay(self.path)
             self._store = FeatureStore(self.path)
             self._file: BinaryIO = resources.enter_context(open(self.path, "r+b", buffering=0))
-            # Checksums are computed while the features are being written.
+            # The disk works while further rows are computed and written.
             self._thread = resources.enter_context(ThreadPoolExecutor(1, "deepfeat store"))
+            self._syncing: Future[None] | None = None
+            self._unsynced, self._synced_at = 0, time.monotonic()
             self._states: dict[int, np.ndarray] = {}
-            self._committed = time.monotonic()
             if lock.inherited:
                 self.reset_damaged_rows()
             self._resources = resources.pop_all()
@@ -155,9 +157,8 @@ class StoreWriter:
         records["state"] = DONE
         runs = _find_runs(block, rows)
         self._clear(runs)
-        writing = self._thread.submit(self._write_runs, runs, "features", features)
         records["checksum"] = row_checksums(features)
-        writing.result()
+        self._write_runs(runs, "features", features)
         self._write_records(block, rows, runs, records)
 
     def write_records(self, block: Block, rows: Sequence[int], records: np.ndarray) -> None:
@@ -176,8 +177,9 @@ class StoreWriter:
     def _write_records(self, block: Block, rows: Sequence[int], runs: list[_Run], records: np.ndarray) -> None:
         records["seal"] = seal_records(block.key, np.asarray(rows), records)
         self._write_runs(runs, "records", records)
-        if time.monotonic() - self._committed > COMMIT_INTERVAL:
-            self.commit()
+        self._unsynced += len(rows) * block.dim * block.dtype.itemsize
+        if self._unsynced >= COMMIT_BYTES or time.monotonic() - self._synced_at > COMMIT_INTERVAL:
+            self._begin_commit()
 
     def _clear(self, runs: list[_Run]) -> None:
         """Declare rows missing, a byte each, before anything of them is written over."""
@@ -192,8 +194,20 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Wait until everything written is on the disk."""
+        self._end_commit()
         sync(self._file)
-        self._committed = time.monotonic()
+
+    def _begin_commit(self) -> None:
+        """Have everything written so far put on the disk in the background."""
+        self._end_commit()
+        self._syncing = self._thread.submit(sync, self._file)
+        self._unsynced, self._synced_at = 0, time.monotonic()
+
+    def _end_commit(self) -> None:
+        """Wait for the commit in the background; it raises here if it failed."""
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            syncing.result()
 
     def reset_damaged_rows(self) -> dict[str, np.ndarray]:
         """Declare rows missing that do not match their checksums.
