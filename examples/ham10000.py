@@ -24,6 +24,11 @@ import deepfeat
 LITE, MOBILE = "EfficientNetLite0", "MobileNetV2"
 GRID = {"C": [1e-5, 1e-4, 1e-3]}
 REFERENCE_C = {"C": [1e-4]}
+COMMANDS = """\
+    deepfeat extract DATA/images --csv DATA/labels.csv --group-column lesion_id \\
+        --backbone EfficientNetLite0 --backbone MobileNetV2=WEIGHTS --cache ham10000.h5
+    deepfeat fit ham10000.h5 --C 1e-5 1e-4 1e-3
+    deepfeat fit ham10000.h5 --C 1e-5 1e-4 1e-3 --positive MEL"""
 
 
 def extract_features(data: Path, cache: Path, mobilenet: str) -> tuple[deepfeat.FeatureStore, list[dict]]:
@@ -100,6 +105,8 @@ def report(extraction: list[dict], fits: list[dict]) -> str:
             "images of 7,470 lesions, here with the eight classes of ISIC 2019 and downsized to 200 x 150 pixels. "
             "MobileNetV2's ImageNet weights were quantised to 8 bits and restored. "
             f"Measured on {machine}.",
+            "The same on the command line:",
+            COMMANDS,
             "## Extraction",
             markdown(extraction),
             "## Eight classes",
