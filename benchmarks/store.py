@@ -176,10 +176,10 @@ def main() -> None:
         "checksums. Reading for the first time compares them, so that every byte goes through the processor twice; "
         "by ids, the copy is made on all cores.",
         "",
-        "The goals were 0.8 for appending and 0.9 for reading. Reading reaches it once rows have been checked, the first "
-        "time it does not. Appending does not: a batch of 256 KB costs its checksum, which is bound by memory, and some "
-        "fixed work in Python, and the disk takes its part while both go on. Computing checksums in a second thread was "
-        "slower, since handing over a batch costs more than its checksum.",
+        "The goals were 0.8 for appending and 0.9 for reading. Reading reaches it once rows have been checked, the "
+        "first time it does not. Appending does not: a batch of 256 KB costs its checksum, which is bound by memory, "
+        "and some fixed work in Python, and the disk takes its part while both go on. Computing checksums in a second "
+        "thread was slower, since handing over a batch costs more than its checksum.",
         "",
     ]
     text = "\n".join(lines)
