@@ -75,6 +75,9 @@ def extract(arguments: argparse.Namespace) -> None:
         backbones,
         arguments.cache,
         batch_size=arguments.batch_size,
+        runtime=arguments.runtime,
+        precision=arguments.precision,
+        views=arguments.view,
         dtype=arguments.dtype,
         on_error=arguments.on_error,
         progress=not arguments.quiet,
@@ -218,6 +221,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--group-column", help="with --csv: patient or lesion")
     command.add_argument("--split-column", help="with --csv: train, val or test")
     command.add_argument("--batch-size", type=_batch_size, default="auto")
+    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
+    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the network")
+    command.add_argument(
+        "--view", action="append", metavar="VIEW", help="original, hflip, rot90, center, …; may be repeated"
+    )
     command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored features")
     command.add_argument("--on-error", default="record", choices=("record", "raise"))
     command.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -10,20 +10,25 @@ import platform
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import PIL
 from tqdm.auto import tqdm
 
+from deepfeat import __version__
 from deepfeat.backbones.network import check_choice, model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataWarning, ImageError, UsageError
-from deepfeat.images import FileStamp, LoadedImage, stamp_file, stream_images
+from deepfeat.images import VIEWS, FileStamp, LoadedImage, Preparation, stamp_file, stream_images
+from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
 from deepfeat.store import (
     DONE,
     FAILED,
@@ -39,11 +44,10 @@ from deepfeat.store.layout import DTYPES
 if TYPE_CHECKING:
     import keras
 
-    from deepfeat.runtimes.keras import KerasRuntime
-
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCH_SIZE = 32
+#: Images that are stored together, at the least.
+CHUNK = 32
 
 
 def extract(
@@ -52,6 +56,9 @@ def extract(
     cache: str | os.PathLike[str] = "features.h5",
     *,
     batch_size: int | str = "auto",
+    runtime: str = "auto",
+    precision: str = "auto",
+    views: str | Sequence[str] | None = None,
     dtype: str = "float32",
     on_error: str = "record",
     progress: bool = True,
@@ -68,12 +75,21 @@ def extract(
     images : pandas.DataFrame, path, or sequence of paths
         A table (`read_folder`, `read_csv`, `read_isic`), a folder, or image files.
     backbones : str, Backbone, or a list of either
-        Run one after the other, in the order given.
+        Each image is decoded once for all of those that want the same input size.
     cache : path
         The feature store, made if it does not exist.
     batch_size : int or "auto"
         Images run through the network at once; it does not change the features
-        beyond rounding.
+        beyond rounding. "auto" is found by measurement, and halved when memory is exhausted.
+    runtime : {"auto", "keras", "openvino"}
+        What runs the networks. "auto" takes a GPU that Keras sees, else OpenVINO where it is
+        installed, else Keras; the log says which. It does not change the features beyond rounding.
+    precision : {"auto", "float32", "bfloat16"}
+        In which networks compute; it is part of a block's key, so that features of two precisions
+        never mix. "auto" is float32, and bfloat16 on a GPU.
+    views : str or list of str, optional
+        Of `deepfeat.images.VIEWS`, for instance ["original", "hflip"]: each view of an image has
+        features of its own, from one decoding; see ``views`` of `fit_svm`. The image itself if None.
     dtype : {"float32", "float16"}
         Type in which features are stored; float16 takes half the space and keeps
         three digits, see docs/results/float16.md for its effect.
@@ -115,27 +131,40 @@ def extract(
     if on_error not in ("record", "raise"):
         msg = f"on_error is {on_error!r}: use 'record' or 'raise'"
         raise UsageError(msg)
-    size = _batch_size(batch_size)
+    _check_batch_size(batch_size)
     check_choice("dtype", dtype, DTYPES)
+    shown = check_views(views)
+    resolved = resolve(runtime, precision)[1]
     chosen = as_backbones(backbones)
     table = as_table(images)
+    options = _Options(batch_size, runtime, resolved, shown, dtype, on_error, progress)
     with StoreWriter(cache) as writer:
         rows = writer.add_images(table)
         paths = dict(zip(rows.tolist(), table["path"], strict=True))
-        options = _Options(size, dtype, on_error, progress)
-        keys = [key for backbone in chosen for key in _extract_backbone(writer, backbone, paths, options)]
+        stamps = {row: stamp_file(path) for row, path in paths.items()}
+        runs = [_Run(writer, backbone, options, stamps) for backbone in chosen]
+        _process(runs, paths, options)
     store = open_features(cache)
-    _report(store, keys, rows)
+    _report(store, [key for run in runs for key in run.keys], rows)
     return store
 
 
-def _batch_size(batch_size: int | str) -> int:
+def _check_batch_size(batch_size: int | str) -> None:
     if batch_size == "auto":
-        return DEFAULT_BATCH_SIZE
+        return
     if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
         msg = f"batch_size is {batch_size!r}: use 'auto' or a number of images"
         raise UsageError(msg)
-    return int(batch_size)
+
+
+def check_views(views: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of views without repetition; the image itself if None."""
+    named = ["original"] if views is None else [views] if isinstance(views, str) else list(views)
+    if not named:
+        raise UsageError("the list of views is empty")
+    for view in named:
+        check_choice("views", view, VIEWS)
+    return tuple(dict.fromkeys(named))
 
 
 def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[int]:
@@ -152,101 +181,127 @@ def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[
 
 @dataclass(frozen=True)
 class _Options:
-    batch_size: int
+    batch_size: int | str
+    runtime: str
+    precision: str
+    views: tuple[str, ...]
     dtype: str
     on_error: str
     progress: bool
 
 
-def _extract_backbone(writer: StoreWriter, backbone: Backbone, paths: dict[int, str], options: _Options) -> list[str]:
-    """Bring the blocks of one backbone up to date; return their keys."""
-    model: keras.Model | None = None
-    digest = backbone.weights_digest()
-    if digest is None:
-        model = build_network(backbone)
-        digest = backbone.weights_digest() or model_digest(model)
-    specs = backbone.specs(digest, options.dtype)
-    keys = [block_key(spec) for spec in specs]
-    stamps = {row: stamp_file(path) for row, path in paths.items()}
-    todo = {row for key in keys for row in plan_rows(writer.store.records_or_missing(key), stamps)}
-    counts = Counter({"done before": len(paths) - len(todo)})
-    if todo:
-        if backbone.weights is None:
-            logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
-        run = _Run(writer, backbone, model, specs, options, {row: paths[row] for row in sorted(todo)})
-        counts += run.process()
-    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    logger.info("%s: %s", backbone.name, said)
-    return keys
+def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options) -> None:
+    """Decode the images that any run needs, once, and let the networks compute beside decoding and storing.
+
+    With on_error="raise", stop after the first chunk with a failure.
+    """
+    rows = sorted(set().union(*(run.rows for run in runs)))
+    wanted = ((row, paths[row], {p for run in runs if row in run.rows for p in run.preparations}) for row in rows)
+    size = CHUNK if options.batch_size == "auto" else max(CHUNK, int(options.batch_size))
+    workers = _cores()
+    loaded = stream_images(wanted, workers=workers, ahead=2 * size + workers)
+    names = ", ".join(run.name for run in runs)
+    with (
+        tqdm(total=len(rows), desc=names, unit="image", disable=not options.progress or not rows) as bar,
+        ThreadPoolExecutor(1, "deepfeat network") as network,
+    ):
+        computing: list[Callable[[], None]] = []
+        for chunk in _batches(loaded, size):
+            begun = [run.begin([image for image in chunk if image.row in run.rows], network) for run in runs]
+            _finish(computing)
+            computing = begun
+            failed = next((image for image in chunk if image.reason), None)
+            if failed is not None and options.on_error == "raise":
+                _finish(computing)
+                msg = f"{paths[failed.row]}: {failed.reason}"
+                raise ImageError(msg)
+            bar.update(len(chunk))
+        _finish(computing)
+    for run in runs:
+        said = ", ".join(f"{count} {outcome}" for outcome, count in run.counts.items() if count)
+        logger.info("%s: %s", run.name, said)
+
+
+def _finish(computing: Sequence[Callable[[], None]]) -> None:
+    for store in computing:
+        store()
 
 
 class _Run:
-    """One backbone over the rows that need it; the network is built when the first image asks for it."""
+    """One backbone over the rows that need it; the network is built when the first image asks for it.
+
+    Attributes
+    ----------
+    name : str
+    keys : list of str
+        Of its blocks, view by view and layer by layer.
+    rows : set of int
+        What is to be computed or looked at again.
+    preparations : list of Preparation
+        One for each view.
+    counts : Counter
+        Number of images by what happened to them.
+    """
 
     def __init__(
-        self,
-        writer: StoreWriter,
-        backbone: Backbone,
-        model: keras.Model | None,
-        specs: list[dict[str, Any]],
-        options: _Options,
-        paths: dict[int, str],
+        self, writer: StoreWriter, backbone: Backbone, options: _Options, stamps: dict[int, FileStamp | None]
     ) -> None:
-        self._writer, self._backbone, self._model, self._specs = writer, backbone, model, specs
-        self._options, self._paths = options, paths
-        self._records = [writer.store.records_or_missing(block_key(spec)) for spec in specs]
-        self._counts: Counter[str] = Counter()
+        self._writer, self._backbone, self._options = writer, backbone, options
+        self._model: keras.Model | None = None
+        digest = backbone.weights_digest()
+        if digest is None:
+            self._model = build_network(backbone)
+            digest = backbone.weights_digest() or model_digest(self._model)
+        self._weights_digest = digest
+        self._specs = [s for v in options.views for s in backbone.specs(digest, options.dtype, options.precision, v)]
+        self.name = backbone.name
+        self.keys = [block_key(spec) for spec in self._specs]
+        self.preparations = [Preparation(backbone.input_shape[:2], backbone.resize, view) for view in options.views]
+        self._records = [writer.store.records_or_missing(key) for key in self.keys]
+        self.rows = {row for records in self._records for row in plan_rows(records, stamps)}
+        self.counts = Counter({"done before": len(stamps) - len(self.rows)})
+        if self.rows and backbone.weights is None:
+            logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
 
-    def process(self) -> Counter[str]:
-        """Load, compute and store; with on_error="raise", stop after the first batch with a failure.
+    def begin(self, images: list[LoadedImage], network: Executor) -> Callable[[], None]:
+        """Store what needs no network, and have the rest computed.
 
         Returns
         -------
-        Counter
-            Number of images by what happened to them.
+        callable
+            It waits for the features and stores them.
         """
-        workers, batch_size = _cores(), self._options.batch_size
-        loaded = stream_images(
-            self._paths,
-            self._backbone.input_shape[:2],
-            self._backbone.resize,
-            workers=workers,
-            ahead=2 * batch_size + workers,
-        )
-        with self._progress_bar() as bar:
-            for batch in _batches(loaded, batch_size):
-                failed = [image for image in batch if image.pixels is None]
-                self._store_good([image for image in batch if image.pixels is not None])
-                self._store_failed(failed)
-                if failed and self._options.on_error == "raise":
-                    msg = f"{self._paths[failed[0].row]}: {failed[0].reason}"
-                    raise ImageError(msg)
-                bar.update(len(batch))
-        return self._counts
-
-    def _progress_bar(self) -> tqdm[Any]:
-        disable = not self._options.progress
-        return tqdm(total=len(self._paths), desc=self._backbone.name, unit="image", disable=disable)
-
-    def _store_good(self, images: list[LoadedImage]) -> None:
-        unchanged = [image for image in images if self._is_unchanged(image)]
-        changed = [image for image in images if not self._is_unchanged(image)]
+        self._store_failed([image for image in images if image.reason])
+        good = [image for image in images if not image.reason]
+        unchanged = [image for image in good if self._is_unchanged(image)]
+        changed = [image for image in good if not self._is_unchanged(image)]
         seen = [image for image in changed if self._digest(image) in self._rows_by_digest]
         fresh = [image for image in changed if self._digest(image) not in self._rows_by_digest]
-        self._counts.update({"touched but unchanged": len(unchanged), "copied": len(seen), "computed": len(fresh)})
+        self.counts.update({"touched but unchanged": len(unchanged), "copied": len(seen), "computed": len(fresh)})
         if unchanged:
             self._write_stamps(unchanged)
         if seen:
             self._copy(seen)
-        if fresh:
-            rows = [image.row for image in fresh]
-            layers = self._runtime(np.stack([image.pixels for image in fresh if image.pixels is not None]))
-            for block, features in zip(self._blocks, layers, strict=True):
-                self._writer.write(block, rows, features, make_records(fresh))
+        if not fresh:
+            return lambda: None
+        pixels = np.stack([image.pixels[preparation] for preparation in self.preparations for image in fresh])
+        blocks, computed = self._blocks, network.submit(self._runtime, pixels)
+        rows, records = [image.row for image in fresh], make_records(fresh)
+        return lambda: self._store_computed(blocks, rows, records, computed.result())
+
+    def _store_computed(
+        self, blocks: list[Block], rows: list[int], records: np.ndarray, layers: list[np.ndarray]
+    ) -> None:
+        """Store what the network made of all views of some images, one view after the other."""
+        by_view = [
+            layer[start : start + len(rows)] for start in range(0, len(layers[0]), len(rows)) for layer in layers
+        ]
+        for block, features in zip(blocks, by_view, strict=True):
+            self._writer.write(block, rows, features, records)
 
     def _store_failed(self, images: list[LoadedImage]) -> None:
         if images:
-            self._counts["failed"] += len(images)
+            self.counts["failed"] += len(images)
             rows = [image.row for image in images]
             for block in self._blocks:
                 self._writer.write_records(block, rows, make_records(images))
@@ -269,7 +324,7 @@ class _Run:
         """A row that every block has done, for each content; of the rows that this run leaves alone."""
         done = np.logical_and.reduce([records["state"] == DONE for records in self._records])
         done &= np.logical_and.reduce([(r["digest"] == self._records[0]["digest"]).all(axis=1) for r in self._records])
-        done[list(self._paths)] = False
+        done[list(self.rows)] = False
         return {self._records[0]["digest"][row].tobytes(): int(row) for row in np.flatnonzero(done)}
 
     def _is_unchanged(self, image: LoadedImage) -> bool:
@@ -285,25 +340,30 @@ class _Run:
             self._writer.write_stamps(block, [image.row for image in images], make_records(images))
 
     @cached_property
-    def _runtime(self) -> KerasRuntime:
-        from deepfeat.runtimes.keras import KerasRuntime
-
-        return KerasRuntime(self._backbone, self._model or build_network(self._backbone), self._options.batch_size)
+    def _runtime(self) -> Runtime:
+        return open_runtime(
+            self._backbone,
+            self._weights_digest,
+            lambda: self._model or build_network(self._backbone),
+            runtime=self._options.runtime,
+            precision=self._options.precision,
+            batch_size=self._options.batch_size,
+        )
 
     @cached_property
     def _blocks(self) -> list[Block]:
         """The blocks with space for every image; only new space needs the network, for its shapes."""
         store = self._writer.store
-        blocks = [store.find(key) for key in map(block_key, self._specs) if store.has_block(key)]
+        blocks = [store.find(key) for key in self.keys if store.has_block(key)]
         if len(blocks) == len(self._specs) and all(block.n_rows == store.n_images for block in blocks):
             return blocks
         for block in blocks:
-            _warn_of_other_versions(block)
+            _warn_of_other_versions(block, self._runtime.engine)
         for spec in self._specs:
             _say_why_new(store, spec)
-        shapes = self._runtime.shapes
+        shapes, made_with = itertools.cycle(self._runtime.shapes), versions(self._runtime.engine)
         return [
-            self._writer.add_block(spec, shape, versions()) for spec, shape in zip(self._specs, shapes, strict=True)
+            self._writer.add_block(spec, shape, made_with) for spec, shape in zip(self._specs, shapes, strict=False)
         ]
 
 
@@ -326,12 +386,18 @@ def build_network(backbone: Backbone) -> keras.Model:
     return backbone.build()
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes features, for the record of a block."""
-    modules = {"deepfeat": "deepfeat", "keras": "keras", "numpy": "numpy", "pillow": "PIL"}
-    backend = importlib.import_module("keras").backend.backend()
-    found = {name: importlib.import_module(module) for name, module in {**modules, backend: backend}.items()}
-    return {"python": platform.python_version(), **{name: str(module.__version__) for name, module in found.items()}}
+def versions(engine: str) -> dict[str, str]:
+    """Versions of what computes features, for the record of a block.
+
+    Parameters
+    ----------
+    engine : str
+        Name of the package that runs the network: "tensorflow", "jax", "torch" or "openvino".
+    """
+    modules = {"numpy": np, "pillow": PIL, engine: importlib.import_module(engine)}
+    found = {name: str(module.__version__) for name, module in modules.items()}
+    # Keras itself would start its backend.
+    return {"python": platform.python_version(), "deepfeat": __version__, "keras": metadata.version("keras"), **found}
 
 
 def _say_why_new(store: FeatureStore, spec: dict[str, Any]) -> None:
@@ -342,9 +408,9 @@ def _say_why_new(store: FeatureStore, spec: dict[str, Any]) -> None:
             logger.info("%s: a new block, since %s is another than in %s", block.name, ", ".join(other), block.key[:8])
 
 
-def _warn_of_other_versions(block: Block) -> None:
+def _warn_of_other_versions(block: Block, engine: str) -> None:
     """Say that a block's new rows will be made by other versions than its old ones."""
-    now = versions()
+    now = versions(engine)
     changed = [f"{name} {old} (now {now[name]})" for name, old in block.versions.items() if now.get(name, old) != old]
     if changed:
         msg = (

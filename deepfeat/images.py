@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,8 +21,35 @@ from deepfeat.errors import ImageError
 
 RESIZE_POLICIES = ("squash", "crop", "pad")
 
-#: Version of the way from file to pixels; part of every feature block's key.
-PIXELS_VERSION = 1
+#: Version of the way from file to pixels; part of every feature block's key. Since 2, large JPEGs
+#: are decoded at a fraction of their size.
+PIXELS_VERSION = 2
+
+#: A JPEG is decoded at 1/2, 1/4 or 1/8 as long as both its sides keep this many times the pixels wanted.
+OVERSAMPLING = 2
+
+#: Part of each side that a crop view keeps.
+CROP = 0.8
+
+_TURNS = {
+    "hflip": Image.Transpose.FLIP_LEFT_RIGHT,
+    "vflip": Image.Transpose.FLIP_TOP_BOTTOM,
+    "rot90": Image.Transpose.ROTATE_90,
+    "rot180": Image.Transpose.ROTATE_180,
+    "rot270": Image.Transpose.ROTATE_270,
+}
+
+#: Left and top edge of each crop, as parts of what a crop leaves out.
+_CROPS = {
+    "center": (0.5, 0.5),
+    "top_left": (0.0, 0.0),
+    "top_right": (1.0, 0.0),
+    "bottom_left": (0.0, 1.0),
+    "bottom_right": (1.0, 1.0),
+}
+
+#: Views of an image: itself, mirrored, turned anticlockwise by degrees, or cropped to `CROP` of each side.
+VIEWS = ("original", *_TURNS, *_CROPS)
 
 #: File name endings, lower case, by which an image is recognised in a folder.
 SUFFIXES = frozenset(
@@ -50,14 +79,22 @@ class FileStamp:
     mtime_ns: int
 
 
+class Preparation(NamedTuple):
+    """How a picture becomes a network's input: height and width, resize policy, view."""
+
+    size: tuple[int, int]
+    policy: str
+    view: str = "original"
+
+
 @dataclass(frozen=True)
 class LoadedImage:
-    """What came of one file: pixels, or the reason why there are none."""
+    """What came of one file: pixels for each preparation, or the reason why there are none."""
 
     row: int
     stamp: FileStamp | None
     digest: bytes | None
-    pixels: np.ndarray | None
+    pixels: dict[Preparation, np.ndarray]
     reason: str | None
 
 
@@ -91,7 +128,7 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decode the bytes of an image file to an upright 8-bit RGB picture.
 
     The EXIF orientation is applied; 16-bit grey values are scaled to 8 bits;
@@ -103,6 +140,9 @@ def decode_image(data: bytes) -> Image.Image:
     ----------
     data : bytes
         The whole file.
+    at_least : int, optional
+        Pixels that both sides must keep: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
+        that leaves as many, which libjpeg does several times faster. At full size if None.
 
     Returns
     -------
@@ -117,6 +157,8 @@ def decode_image(data: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data), formats=decodable_formats()) as image:
+            if at_least is not None:
+                _scale_down(image, at_least)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image), image.format)
     except ImageError:
@@ -130,6 +172,13 @@ def decode_image(data: bytes) -> Image.Image:
     except Exception as error:
         msg = f"damaged: {str(error) or type(error).__name__}"
         raise ImageError(msg) from error
+
+
+def _scale_down(image: Image.Image, at_least: int) -> None:
+    """Have a JPEG decoded at the least of 1, 1/2, 1/4 and 1/8 of its size that is large enough."""
+    scale = max(d for d in (1, 2, 4, 8) if d == 1 or min(image.size) >= d * at_least)
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
 
 
 def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
@@ -187,40 +236,66 @@ def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
     return paper
 
 
-def load_image(row: int, path: str, size: tuple[int, int], policy: str) -> LoadedImage:
+def show_view(image: Image.Image, view: str) -> Image.Image:
+    """Mirror, turn or crop a picture; see `VIEWS`."""
+    if view in _TURNS:
+        return image.transpose(_TURNS[view])
+    if view in _CROPS:
+        width, height = (max(1, round(CROP * side)) for side in image.size)
+        left, top = _CROPS[view]
+        left, top = round(left * (image.width - width)), round(top * (image.height - height))
+        return image.crop((left, top, left + width, top + height))
+    return image
+
+
+def prepare_image(data: bytes, preparations: Iterable[Preparation]) -> dict[Preparation, np.ndarray]:
+    """Decode a file once for each size that is needed, and make every preparation from that.
+
+    The pixels of a preparation do not depend on the others.
+    """
+    by_least: dict[int, list[Preparation]] = {}
+    for preparation in preparations:
+        kept = CROP if preparation.view in _CROPS else 1.0
+        by_least.setdefault(math.ceil(OVERSAMPLING * max(preparation.size) / kept), []).append(preparation)
+    pixels = {}
+    for at_least, group in by_least.items():
+        image = decode_image(data, at_least)
+        for preparation in group:
+            pixels[preparation] = resize_image(show_view(image, preparation.view), preparation.size, preparation.policy)
+    return pixels
+
+
+def load_image(row: int, path: str, preparations: Iterable[Preparation]) -> LoadedImage:
     """Read, digest (SHA-256 of the file), decode and resize one file; never raises for a bad one."""
     stamp = stamp_file(path)
     digest = None
     try:
         data = read_bytes(path)
         digest = hashlib.sha256(data).digest()
-        pixels = resize_image(decode_image(data), size, policy)
+        pixels = prepare_image(data, preparations)
     except ImageError as error:
-        return LoadedImage(row, stamp, digest, None, str(error))
+        return LoadedImage(row, stamp, digest, {}, str(error))
     return LoadedImage(row, stamp, digest, pixels, None)
 
 
 def stream_images(
-    paths: Mapping[int, str], size: tuple[int, int], policy: str, *, workers: int, ahead: int
+    wanted: Iterable[tuple[int, str, Collection[Preparation]]], *, workers: int, ahead: int
 ) -> Iterator[LoadedImage]:
     """Load images in threads, in order, with at most ``ahead`` of them waiting in memory.
 
     Parameters
     ----------
-    paths : mapping of int to str
-        File of each row.
-    size, policy
-        As in `resize_image`.
+    wanted : iterable of (row, path, preparations)
     workers : int
-        Number of threads.
+        Number of threads; Pillow decodes and resizes outside Python's lock.
     ahead : int
         Bound on the images that are loaded or being loaded.
     """
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, "deepfeat decode") as pool:
         waiting: deque[Future[LoadedImage]] = deque()
         try:
-            for row, path in paths.items():
-                waiting.append(pool.submit(load_image, row, path, size, policy))
+            for item in wanted:
+                waiting.append(pool.submit(load_image, *item))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.errors import BackboneError, UsageError
 from deepfeat.extraction import build_network
-from deepfeat.images import load_image
+from deepfeat.images import VIEWS, Preparation, load_image
+from deepfeat.runtimes.selection import PRECISIONS, open_runtime
 from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
 from deepfeat.store.layout import DTYPES
 
@@ -58,8 +60,8 @@ def verify_sample(
     done = []
     for backbone in chosen:
         digest = digest_weights(backbone)
-        for dtype in DTYPES:
-            for layer, key in enumerate(map(block_key, backbone.specs(digest, dtype))):
+        for dtype, precision, view in itertools.product(DTYPES, PRECISIONS[1:], VIEWS):
+            for layer, key in enumerate(map(block_key, backbone.specs(digest, dtype, precision, view))):
                 if store.has_block(key):
                     done.append(_compare_sample(store, store.find(key), backbone, layer, sample, seed))
     if not done:
@@ -85,7 +87,8 @@ def _backbone_of(block: Block) -> Backbone:
     except (UsageError, KeyError, ValueError) as error:
         msg = f"{block.name} cannot be built from its description ({error}): pass the backbone"
         raise BackboneError(msg) from error
-    if block.key not in map(block_key, backbone.specs(digest_weights(backbone), block.dtype.name)):
+    digest = digest_weights(backbone)
+    if block.key not in map(block_key, backbone.specs(digest, block.dtype.name, spec["precision"], spec["view"])):
         msg = (
             f"{block.name} was computed with other weights or settings than {backbone.name} has here: pass the backbone"
         )
@@ -98,14 +101,20 @@ def _compare_sample(
 ) -> dict[str, Any]:
     records = store.records(block.key)
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(records["state"] == DONE))[:sample]
-    loaded = [load_image(int(row), store.table["path"][row], backbone.input_shape[:2], backbone.resize) for row in rows]
-    same = [i for i in loaded if i.pixels is not None and i.digest == records["digest"][i.row].tobytes()]
+    prepared = Preparation(backbone.input_shape[:2], backbone.resize, block.spec["view"])
+    loaded = [load_image(int(row), store.table["path"][row], [prepared]) for row in rows]
+    same = [i for i in loaded if not i.reason and i.digest == records["digest"][i.row].tobytes()]
     difference = float("nan")
     if same:
-        from deepfeat.runtimes.keras import KerasRuntime
-
-        runtime = KerasRuntime(backbone, build_network(backbone), len(same))
-        computed = runtime(np.stack([i.pixels for i in same if i.pixels is not None]))[layer]
+        runtime = open_runtime(
+            backbone,
+            digest_weights(backbone),
+            lambda: build_network(backbone),
+            runtime="auto",
+            precision=block.spec["precision"],
+            batch_size=len(same),
+        )
+        computed = runtime(np.stack([i.pixels[prepared] for i in same]))[layer]
         stored = store.features(block.key, store.table["image_id"].to_numpy(object)[[i.row for i in same]])
         difference = float(np.abs(computed - stored).max() / (np.abs(stored).max() or 1))
     return {"block": block.name, "key": block.key, "images": len(same), "largest_difference": difference}

@@ -17,11 +17,15 @@ from deepfeat import images
 from deepfeat.errors import ImageError
 from deepfeat.images import (
     RESIZE_POLICIES,
+    VIEWS,
     FileStamp,
+    Preparation,
     decodable_formats,
     decode_image,
     load_image,
+    prepare_image,
     resize_image,
+    show_view,
     stamp_file,
     stream_images,
 )
@@ -439,12 +443,14 @@ def test_resize_image_by_pad_equals_pillows_unless_thin(height, width, new_heigh
 def test_load_image_gives_stamp_digest_and_pixels(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encode(noise(20, 30)))
-    loaded = load_image(7, str(path), (5, 6), "squash")
+    loaded = load_image(7, str(path), [Preparation((5, 6), "squash")])
     assert loaded.row == 7
     assert loaded.reason is None
     assert loaded.digest == hashlib.sha256(path.read_bytes()).digest()
     assert loaded.stamp == FileStamp(path.stat().st_size, path.stat().st_mtime_ns) == stamp_file(str(path))
-    np.testing.assert_array_equal(loaded.pixels, resize_image(Image.fromarray(noise(20, 30)), (5, 6), "squash"))
+    np.testing.assert_array_equal(
+        loaded.pixels[Preparation((5, 6), "squash")], resize_image(Image.fromarray(noise(20, 30)), (5, 6), "squash")
+    )
 
 
 def test_stamp_file_changes_with_the_file(tmp_path):
@@ -464,8 +470,8 @@ def test_stamp_file_changes_with_the_file(tmp_path):
 def test_load_image_of_a_bad_file(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    loaded = load_image(3, str(path), (5, 5), "pad")
-    assert (loaded.row, loaded.pixels, loaded.reason) == (3, None, reason)
+    loaded = load_image(3, str(path), [Preparation((5, 5), "pad")])
+    assert (loaded.row, loaded.pixels, loaded.reason) == (3, {}, reason)
     assert loaded.stamp.size == len(content)
     assert loaded.digest == (hashlib.sha256(content).digest() if content else None)
 
@@ -481,20 +487,20 @@ def test_load_image_of_a_bad_file(tmp_path, content, reason):
     ],
 )
 def test_load_image_without_a_file(tmp_path, name, reason):
-    loaded = load_image(0, str(tmp_path / name), (5, 5), "crop")
-    assert (loaded.stamp, loaded.digest, loaded.pixels) == (None, None, None)
+    loaded = load_image(0, str(tmp_path / name), [Preparation((5, 5), "crop")])
+    assert (loaded.stamp, loaded.digest, loaded.pixels) == (None, None, {})
     assert loaded.reason.startswith(reason)
 
 
 def test_load_image_of_a_folder(tmp_path):
-    loaded = load_image(0, str(tmp_path), (5, 5), "crop")
-    assert loaded.pixels is None
+    loaded = load_image(0, str(tmp_path), [Preparation((5, 5), "crop")])
+    assert loaded.pixels == {}
     assert loaded.reason == "not a regular file"
 
 
 def test_load_image_of_a_broken_link(tmp_path):
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone")
-    assert load_image(0, str(tmp_path / "a.jpg"), (5, 5), "crop").reason == "file not found"
+    assert load_image(0, str(tmp_path / "a.jpg"), [Preparation((5, 5), "crop")]).reason == "file not found"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
@@ -502,7 +508,7 @@ def test_load_image_without_permission(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
     path.chmod(0)
-    assert load_image(0, str(path), (5, 5), "crop").reason == "unreadable: Permission denied"
+    assert load_image(0, str(path), [Preparation((5, 5), "crop")]).reason == "unreadable: Permission denied"
 
 
 def test_load_image_reports_what_the_system_said(tmp_path, monkeypatch):
@@ -512,7 +518,7 @@ def test_load_image_reports_what_the_system_said(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
     monkeypatch.setattr("builtins.open", refuse)
-    assert load_image(0, str(path), (5, 5), "crop").reason == "unreadable: Permission denied"
+    assert load_image(0, str(path), [Preparation((5, 5), "crop")]).reason == "unreadable: Permission denied"
 
 
 @pytest.fixture
@@ -529,29 +535,35 @@ def folder(tmp_path):
     return paths
 
 
+def wanted(paths, size, policy):
+    return [(row, path, [Preparation(size, policy)]) for row, path in paths.items()]
+
+
 def test_stream_images_keeps_the_order_and_reports_failures(folder):
-    loaded = list(stream_images(folder, (8, 8), "squash", workers=3, ahead=5))
+    loaded = list(stream_images(wanted(folder, (8, 8), "squash"), workers=3, ahead=5))
     assert [item.row for item in loaded] == list(folder)
     expected = [None, "damaged: image file is truncated", None, "file not found"] * 3
     assert [item.reason for item in loaded] == expected
     for number, item in enumerate(loaded):
-        assert (item.pixels is None) == (item.reason is not None)
-        if item.pixels is not None:
+        assert (not item.pixels) == (item.reason is not None)
+        for pixels in item.pixels.values():
             picture = Image.fromarray(noise(30, 40, seed=number))
-            np.testing.assert_array_equal(item.pixels, resize_image(picture, (8, 8), "squash"))
+            np.testing.assert_array_equal(pixels, resize_image(picture, (8, 8), "squash"))
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 100])
 @pytest.mark.parametrize("policy", RESIZE_POLICIES)
 def test_stream_images_gives_the_same_for_any_number_of_workers(folder, policy, ahead):
-    one, four = (list(stream_images(folder, (9, 7), policy, workers=w, ahead=ahead)) for w in (1, 4))
+    one, four = (list(stream_images(wanted(folder, (9, 7), policy), workers=w, ahead=ahead)) for w in (1, 4))
     assert [(i.row, i.stamp, i.digest, i.reason) for i in one] == [(i.row, i.stamp, i.digest, i.reason) for i in four]
     for a, b in zip(one, four, strict=True):
-        np.testing.assert_array_equal(a.pixels, b.pixels)
+        assert a.pixels.keys() == b.pixels.keys()
+        for key, pixels in a.pixels.items():
+            np.testing.assert_array_equal(pixels, b.pixels[key])
 
 
 def test_stream_images_of_nothing():
-    assert list(stream_images({}, (8, 8), "squash", workers=2, ahead=4)) == []
+    assert list(stream_images(wanted({}, (8, 8), "squash"), workers=2, ahead=4)) == []
 
 
 @pytest.fixture
@@ -559,11 +571,11 @@ def loads(monkeypatch):
     """Replaces the loading of files; lists the rows whose loading has begun. Early rows take longest."""
     begun, lock = [], threading.Lock()
 
-    def load(row, path, size, policy):
+    def load(row, path, preparations):
         with lock:
             begun.append(row)
         time.sleep(0.005 if row % 3 == 0 else 0)
-        return images.LoadedImage(row, None, None, None, path)
+        return images.LoadedImage(row, None, None, {}, path)
 
     monkeypatch.setattr(images, "load_image", load)
     return begun
@@ -572,7 +584,7 @@ def loads(monkeypatch):
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (4, 1), (2, 3), (4, 8), (8, 4)])
 def test_stream_images_bounds_the_images_in_flight(loads, workers, ahead):
     paths = {row: str(row) for row in range(40)}
-    for number, item in enumerate(stream_images(paths, (1, 1), "pad", workers=workers, ahead=ahead)):
+    for number, item in enumerate(stream_images(wanted(paths, (1, 1), "pad"), workers=workers, ahead=ahead)):
         time.sleep(0.001)
         assert item.row == number
         assert len(loads) <= number + ahead
@@ -580,7 +592,7 @@ def test_stream_images_bounds_the_images_in_flight(loads, workers, ahead):
 
 
 def test_stream_images_loads_ahead_while_the_caller_works(loads):
-    stream = stream_images({row: str(row) for row in range(40)}, (1, 1), "pad", workers=2, ahead=6)
+    stream = stream_images(wanted({row: str(row) for row in range(40)}, (1, 1), "pad"), workers=2, ahead=6)
     next(stream)
     deadline = time.monotonic() + 5
     while len(loads) < 6 and time.monotonic() < deadline:
@@ -591,7 +603,7 @@ def test_stream_images_loads_ahead_while_the_caller_works(loads):
 
 def test_stream_images_closed_early_stops_its_threads(loads):
     before = threading.active_count()
-    stream = stream_images({row: str(row) for row in range(10_000)}, (1, 1), "pad", workers=2, ahead=50)
+    stream = stream_images(wanted({row: str(row) for row in range(10_000)}, (1, 1), "pad"), workers=2, ahead=50)
     assert [next(stream).row, next(stream).row] == [0, 1]
     closer = threading.Thread(target=stream.close, daemon=True)
     closer.start()
@@ -605,7 +617,7 @@ def test_stream_images_closed_early_stops_its_threads(loads):
 
 def test_stream_images_never_begun_starts_no_thread(loads):
     before = threading.active_count()
-    stream_images({0: "a"}, (1, 1), "pad", workers=2, ahead=2).close()
+    stream_images(wanted({0: "a"}, (1, 1), "pad"), workers=2, ahead=2).close()
     assert threading.active_count() == before
     assert loads == []
 
@@ -616,10 +628,101 @@ def test_stream_images_passes_on_an_error_that_is_not_about_the_file(monkeypatch
 
     monkeypatch.setattr(images, "load_image", load)
     with pytest.raises(MemoryError):
-        list(stream_images({0: "a", 1: "b"}, (1, 1), "pad", workers=2, ahead=2))
+        list(stream_images(wanted({0: "a", 1: "b"}, (1, 1), "pad"), workers=2, ahead=2))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_load_image_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert load_image(0, str(tmp_path / "pipe.jpg"), (8, 8), "squash").reason == "not a regular file"
+    assert load_image(0, str(tmp_path / "pipe.jpg"), [Preparation((8, 8), "squash")]).reason == "not a regular file"
+
+
+def test_every_view_is_what_numpy_makes_of_the_pixels():
+    picture = noise(12, 12)
+    shown = {view: np.asarray(show_view(Image.fromarray(picture), view)) for view in VIEWS[:6]}
+    expected = {
+        "original": picture,
+        "hflip": picture[:, ::-1],
+        "vflip": picture[::-1],
+        "rot90": np.rot90(picture),
+        "rot180": np.rot90(picture, 2),
+        "rot270": np.rot90(picture, 3),
+    }
+    assert shown.keys() == expected.keys()
+    for view, pixels in expected.items():
+        np.testing.assert_array_equal(shown[view], pixels)
+
+
+@pytest.mark.parametrize(
+    ("view", "rows", "columns"),
+    [
+        ("center", slice(1, 9), slice(2, 18)),
+        ("top_left", slice(0, 8), slice(0, 16)),
+        ("top_right", slice(0, 8), slice(4, 20)),
+        ("bottom_left", slice(2, 10), slice(0, 16)),
+        ("bottom_right", slice(2, 10), slice(4, 20)),
+    ],
+)
+def test_crop_views_keep_four_fifths_of_each_side(view, rows, columns):
+    picture = noise(10, 20)
+    np.testing.assert_array_equal(np.asarray(show_view(Image.fromarray(picture), view)), picture[rows, columns])
+
+
+def photograph(height, width, **options):
+    """A JPEG with edges and gradients, as decoders see them."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / (7 + 3 * c) + y / 23) + ((x // 40 + y // 60) % 2) for c in range(3)]
+    grey = np.stack(waves, axis=-1)
+    return encode(np.uint8(np.clip((grey + 1) * 85, 0, 255)), "JPEG", quality=90, **options)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "at_least", "size"),
+    [
+        (1000, 1200, 448, (600, 500)),
+        (895, 1200, 448, (1200, 895)),
+        (2000, 1800, 448, (450, 500)),
+        (3600, 3600, 448, (450, 450)),
+        (450, 600, 448, (600, 450)),
+        (7, 9, 1, (3, 2)),
+    ],
+)
+def test_large_jpegs_are_decoded_at_a_fraction(height, width, at_least, size):
+    assert decode_image(photograph(height, width), at_least).size == size
+
+
+def test_other_formats_are_decoded_whole():
+    assert decode_image(encode(noise(1000, 1000)), 100).size == (1000, 1000)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (1500, 2000), (2400, 2300)])
+def test_scaled_decoding_differs_little_from_plain_pillow(shape):
+    data = photograph(*shape)
+    (pixels,) = prepare_image(data, [Preparation((224, 224), "squash")]).values()
+    plain = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))
+    difference = np.abs(pixels.astype(int) - plain)
+    assert difference.mean() < 1.0
+    assert difference.max() <= 32
+
+
+def test_pixels_do_not_depend_on_what_else_is_prepared():
+    data = photograph(1024, 1024)
+    preparations = [
+        Preparation((size, size), "squash", view) for size in (64, 224, 299) for view in ("original", "center")
+    ]
+    together = prepare_image(data, preparations)
+    for preparation in preparations:
+        np.testing.assert_array_equal(together[preparation], prepare_image(data, [preparation])[preparation])
+
+
+def test_image_is_decoded_once_for_one_size(monkeypatch):
+    decoded = []
+    original = images.decode_image
+
+    def count(*arguments):
+        decoded.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(images, "decode_image", count)
+    prepare_image(PNG, [Preparation((8, 8), policy, view) for policy in RESIZE_POLICIES for view in VIEWS[:6]])
+    assert len(decoded) == 1

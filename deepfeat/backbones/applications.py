@@ -73,6 +73,7 @@ def networks() -> list[Network]:
             pretrained=partial(_pretrained, name),
             weights_file=partial(_weights_file, name),
             offline=partial(_offline, name),
+            reproducible=True,
         )
         for name, facts in APPLICATIONS.items()
     ]

@@ -71,6 +71,7 @@ def networks() -> list[Network]:
             pretrained=partial(_pretrained, name),
             weights_file=partial(_weights_file, name),
             offline=partial(_offline, name),
+            reproducible=True,
         )
         for name, variant in VARIANTS.items()
     ]

@@ -78,6 +78,7 @@ def load_backbone(
         pretrained=build,
         weights_file=lambda shape: file,
         offline=file.is_file,
+        reproducible=not objects,
     )
     return Backbone(file.stem, layer=layer, pooling=pooling, input_size=size, resize=resize, network=network)
 

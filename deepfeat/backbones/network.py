@@ -73,6 +73,9 @@ class Network:
         the pretrained weights, which need not exist yet; None where there is no file.
     offline : callable
         ``offline() -> bool``: whether the pretrained weights are on this machine.
+    reproducible : bool
+        Whether name, weights and versions of the libraries decide the network; a
+        user's own code may change under the same name.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Network:
     pretrained: Callable[[Shape], keras.Model]
     weights_file: Callable[[Shape], Path | None]
     offline: Callable[[], bool]
+    reproducible: bool = False
 
 
 def resolve_preprocessing(preprocess: str | Preprocessing) -> Preprocessing:

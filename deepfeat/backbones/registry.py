@@ -137,7 +137,9 @@ class Backbone:
         file = self.network.weights_file(self.input_shape)
         return file_digest(file) if file is not None and file.is_file() else None
 
-    def specs(self, weights_digest: str, dtype: str = "float32") -> list[dict[str, Any]]:
+    def specs(
+        self, weights_digest: str, dtype: str = "float32", precision: str = "float32", view: str = "original"
+    ) -> list[dict[str, Any]]:
         """Everything that decides the numbers of each feature block, as JSON values.
 
         Parameters
@@ -146,6 +148,10 @@ class Backbone:
             From `weights_digest`, or `model_digest` where that is None.
         dtype : {"float32", "float16"}
             Type in which features are stored.
+        precision : {"float32", "bfloat16"}
+            In which the network computes.
+        view : str
+            One of `deepfeat.images.VIEWS`.
 
         Returns
         -------
@@ -167,9 +173,9 @@ class Backbone:
                     "mean": list(preprocess.mean),
                     "std": list(preprocess.std),
                 },
-                "precision": "float32",
+                "precision": precision,
                 "dtype": dtype,
-                "view": "original",
+                "view": view,
             }
             for layer in self.layers
         ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +49,15 @@ with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_start()
 
     ops.zeros(1)  # looks for devices
 
+logger = logging.getLogger(__name__)
+
+#: Batch sizes that "auto" tries, from the first on, as long as each is faster than the last by `_GAIN`.
+BATCH_SIZES = (8, 16, 32, 64, 128, 256)
+_GAIN = 1.05
+
+#: Part of the free memory that the outputs of all layers may take together.
+_MEMORY_SHARE = 0.25
+
 #: Exponent of generalised-mean pooling.
 GEM_P = 3.0
 _GEM_FLOOR = 1e-6
@@ -60,19 +71,39 @@ class KerasRuntime:
     backbone : Backbone
     model : keras.Model
         As built by ``backbone.build()``.
-    batch_size : int
-        Every call runs as one batch of this size, so that nothing is compiled twice.
+    batch_size : int or "auto"
+        Images in one batch, to which the last is filled up, so that nothing is compiled twice. "auto"
+        measures on the first images, and keeps the last size that was faster than the one before by a
+        twentieth. After an out-of-memory error the size is halved.
+    precision : {"float32", "bfloat16"}
+        With bfloat16, layers compute in it and keep their weights in float32.
 
     Attributes
     ----------
     shapes : list of tuple of int
         Shape of one row of each layer's features.
+    batch_size : int
+        As it is now.
+
+    Raises
+    ------
+    BackboneError
+        On a call, if even one image does not fit into memory.
     """
 
-    def __init__(self, backbone: Backbone, model: keras.Model, batch_size: int) -> None:
-        self._model = _feature_model(backbone, model)
-        self._batch_size = batch_size
+    engine = keras.backend.backend()
+
+    def __init__(
+        self, backbone: Backbone, model: keras.Model, batch_size: int | str = "auto", precision: str = "float32"
+    ) -> None:
+        self._model = feature_model(backbone, _as_mixed(model) if precision == "bfloat16" else model)
+        self._name = backbone.name
         self.shapes = [tuple(int(n) for n in output.shape[1:]) for output in self._model.outputs]
+        limit = _largest_batch(model)
+        self._untried = [size for size in BATCH_SIZES if size <= limit][1:] if batch_size == "auto" else []
+        self.batch_size = int(batch_size) if batch_size != "auto" else BATCH_SIZES[0]
+        self._best: tuple[float, int] | None = None
+        self._timed: list[float] = []
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Compute features.
@@ -80,21 +111,97 @@ class KerasRuntime:
         Parameters
         ----------
         images : ndarray of shape (n, height, width, 3), uint8
-            At most ``batch_size`` of them.
 
         Returns
         -------
         list of ndarray of shape (n, *shape), float32
             One for each layer.
         """
-        lacking = self._batch_size - len(images)
+        parts, start = [], 0
+        while start < len(images):
+            batch = images[start : start + self.batch_size]
+            started = time.perf_counter()
+            try:
+                parts.append(self._run(batch))
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(error)
+                continue
+            start += len(batch)
+            self._tune(len(batch), time.perf_counter() - started)
+        return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
+
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        lacking = self.batch_size - len(images)
         batch = np.pad(images, ((0, lacking), (0, 0), (0, 0), (0, 0))) if lacking else images
         outputs = self._model.predict_on_batch(batch)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         return [np.asarray(output, np.float32)[: len(images)] for output in outputs]
 
+    def _halve(self, error: Exception) -> None:
+        if self.batch_size == 1:
+            msg = f"{self._name} does not fit into memory, not even with one image at a time"
+            raise BackboneError(msg) from error
+        self.batch_size, self._untried = self.batch_size // 2, []
+        logger.warning("%s: out of memory, going on with batches of %d", self._name, self.batch_size)
 
-def _feature_model(backbone: Backbone, model: keras.Model) -> keras.Model:
+    def _tune(self, count: int, seconds: float) -> None:
+        """Note the time of a full batch, and go on to the next size after two beyond the first, which compiles."""
+        if not self._untried or count < self.batch_size:
+            return
+        self._timed.append(seconds / count)
+        if len(self._timed) < 3:
+            return
+        measured = min(self._timed[1:]), self.batch_size
+        self._timed = []
+        if self._best is None or measured[0] * _GAIN < self._best[0]:
+            self._best, self.batch_size = measured, self._untried.pop(0)
+        else:
+            self.batch_size, self._untried = self._best[1], []
+            logger.info("%s: batches of %d", self._name, self.batch_size)
+
+
+def count_gpus() -> int:
+    """Number of GPUs that Keras sees."""
+    return len(keras.distribution.list_devices("gpu"))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a backend said that memory was exhausted; each has a type of its own for that."""
+    named = {"ResourceExhaustedError", "OutOfMemoryError", "MemoryError"}
+    return type(error).__name__ in named or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _largest_batch(model: keras.Model) -> int:
+    """Number of images whose layers' outputs take no more than a part of the memory that is free."""
+    values = 0
+    for layer in model.layers:
+        for tensor in keras.tree.flatten(layer.output):
+            values += int(np.prod([n for n in tensor.shape[1:] if n is not None]))
+    return max(1, int(_MEMORY_SHARE * _free_memory() / (4 * max(values, 1))))
+
+
+def _free_memory() -> float:
+    """Bytes of memory that can be had; without a limit where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return float("inf")
+
+
+def _as_mixed(model: keras.Model) -> keras.Model:
+    """Copy a model so that its layers compute in bfloat16."""
+
+    def mixed(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "dtype": "mixed_bfloat16"})
+
+    copy = keras.models.clone_model(model, clone_function=mixed)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def feature_model(backbone: Backbone, model: keras.Model) -> keras.Model:
     """Preprocessing, network and pooling as one Keras model on uint8 images."""
     maps = [model.outputs[0] if name is None else _layer_output(model, name) for name in backbone.layers]
     network = keras.Model(model.inputs[0], maps)

@@ -143,9 +143,10 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Backbone, with the layer where one was named."""
-        layer = self.spec["layer"]
-        return f"{self.spec['backbone']}:{layer}" if layer else str(self.spec["backbone"])
+        """Backbone, with the layer where one was named, and the view where it is not the image itself."""
+        layer, view = self.spec["layer"], self.spec.get("view", "original")
+        named = f"{self.spec['backbone']}:{layer}" if layer else str(self.spec["backbone"])
+        return named if view == "original" else f"{named}@{view}"
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,209 @@
+"""Run a backbone under OpenVINO, the fastest correct way on a CPU; needs Keras only for the conversion."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepfeat import __version__
+from deepfeat.backbones import Backbone
+from deepfeat.errors import BackboneError
+
+if TYPE_CHECKING:
+    import keras
+
+logger = logging.getLogger(__name__)
+
+#: Images in one request. Small ones stay in the processor's cache, and several run side by side.
+REQUEST = 4
+
+#: Largest difference from Keras, relative to the largest feature, with which a conversion passes as correct.
+TOLERANCE = 1e-3
+
+_CONVERSION = 1
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def is_installed() -> bool:
+    """Whether the package openvino can be imported."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+class OpenVinoRuntime:
+    """From uint8 images to the features of each of a backbone's layers.
+
+    Parameters
+    ----------
+    model : bytes
+        A converted network, see `convert_network`.
+    weights : bytes
+        Its weights.
+    precision : {"float32", "bfloat16"}
+        OpenVINO would choose bfloat16 by itself wherever the processor has it.
+
+    Attributes
+    ----------
+    shapes : list of tuple of int
+        Shape of one row of each layer's features.
+    """
+
+    engine = "openvino"
+
+    def __init__(self, model: bytes, weights: bytes, precision: str = "float32") -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        network = core.read_model(model, ov.Tensor(np.frombuffer(weights, np.uint8)))
+        settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
+        self._compiled = core.compile_model(network, "CPU", settings)
+        self._queue = ov.AsyncInferQueue(self._compiled)
+        self._queue.set_callback(_collect)
+        self.shapes = [tuple(n.get_length() for n in list(o.partial_shape)[1:]) for o in self._compiled.outputs]
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """Compute features.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, height, width, 3), uint8
+
+        Returns
+        -------
+        list of ndarray of shape (n, *shape), float32
+            One for each layer.
+        """
+        features = [np.empty((len(images), *shape), np.float32) for shape in self.shapes]
+        for start in range(0, len(images), REQUEST):
+            part = slice(start, start + REQUEST)
+            self._queue.start_async({0: np.ascontiguousarray(images[part])}, (features, part))
+        self._queue.wait_all()
+        return features
+
+
+def _collect(request: Any, place: tuple[list[np.ndarray], slice]) -> None:
+    features, part = place
+    for index, layer in enumerate(features):
+        layer[part] = request.get_output_tensor(index).data
+
+
+def open_runtime(
+    backbone: Backbone, weights_digest: str, build: Callable[[], keras.Model], precision: str
+) -> OpenVinoRuntime:
+    """Take the conversion that is kept for a backbone, or convert it now and keep that.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    weights_digest : str
+        From `Backbone.weights_digest`.
+    build : callable
+        Builds the Keras network; called only where nothing is kept.
+    precision : {"float32", "bfloat16"}
+
+    Raises
+    ------
+    BackboneError
+        If OpenVINO cannot convert the network, or computes other features than Keras.
+    """
+    file = _conversion_file(backbone, weights_digest) if backbone.network.reproducible else None
+    kept = _read(file) if file is not None else None
+    if kept is None:
+        kept = _convert(backbone, build())
+        if file is not None:
+            _keep(file, *kept)
+    return OpenVinoRuntime(*kept, precision)
+
+
+def _convert(backbone: Backbone, model: keras.Model) -> tuple[bytes, bytes]:
+    """Convert a network, and compare both on random images."""
+    import openvino as ov
+
+    from deepfeat.runtimes.keras import KerasRuntime, feature_model
+
+    logger.info("%s: converting to OpenVINO, once", backbone.name)
+    xml, weights = io.BytesIO(), io.BytesIO()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            network = ov.convert_model(feature_model(backbone, model))
+            network.reshape([-1, *backbone.input_shape])
+            ov.serialize(network, xml, weights)
+    # The converter raises whatever its parts do.
+    except Exception as error:
+        msg = f"OpenVINO cannot convert {backbone.name}: {error}"
+        raise BackboneError(msg) from error
+    converted = xml.getvalue(), weights.getvalue()
+    images = np.random.default_rng(0).integers(0, 256, (2, *backbone.input_shape), np.uint8)
+    pairs = zip(OpenVinoRuntime(*converted)(images), KerasRuntime(backbone, model, 2)(images), strict=True)
+    difference = max(float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1)) for ours, theirs in pairs)
+    if not difference <= TOLERANCE:
+        msg = f"OpenVINO computes {backbone.name} with a difference of {difference:.2g} from Keras"
+        raise BackboneError(msg)
+    return converted
+
+
+# Conversions are kept on disk, so that a warm start needs neither Keras nor TensorFlow
+
+
+def conversions_folder() -> Path:
+    """Where conversions are kept: ``DEEPFEAT_CACHE``, or deepfeat's part of the user's cache folder."""
+    if named := os.environ.get("DEEPFEAT_CACHE"):
+        return Path(named)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "deepfeat"
+
+
+def _conversion_file(backbone: Backbone, weights_digest: str) -> Path:
+    """Name a conversion by everything that decides it."""
+    preprocess = backbone.network.preprocess
+    facts = {
+        "conversion": _CONVERSION,
+        "backbone": backbone.name,
+        "weights": weights_digest,
+        "layers": backbone.layers,
+        "pooling": backbone.pooling,
+        "input_shape": backbone.input_shape,
+        "preprocessing": [preprocess.channels, preprocess.mean, preprocess.std],
+        "versions": {name: version(name) for name in ("keras", "openvino")} | {"deepfeat": __version__},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return conversions_folder() / f"{digest}.openvino"
+
+
+def _read(file: Path) -> tuple[bytes, bytes] | None:
+    """Read a kept conversion; None where there is none, or it is not what was written."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    digest, length, body = data[:32], int.from_bytes(data[32:40], "little"), data[40:]
+    return (body[:length], body[length:]) if hashlib.sha256(data[32:]).digest() == digest else None
+
+
+def _keep(file: Path, model: bytes, weights: bytes) -> None:
+    """Write a conversion beside its place and move it there whole: SHA-256, length of the model, model, weights."""
+    data = len(model).to_bytes(8, "little") + model + weights
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as draft:
+            draft.write(hashlib.sha256(data).digest() + data)
+        os.replace(draft.name, file)
+    except OSError as error:
+        logger.warning("the conversion could not be kept in %s: %s", file.parent, error.strerror or error)

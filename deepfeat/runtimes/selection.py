@@ -1,0 +1,117 @@
+"""Which runtime computes a backbone here, and in which precision."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from deepfeat.backbones import Backbone
+from deepfeat.backbones.network import check_choice
+from deepfeat.errors import BackboneError, DataWarning, UsageError
+from deepfeat.runtimes import openvino
+
+if TYPE_CHECKING:
+    import keras
+
+logger = logging.getLogger(__name__)
+
+RUNTIMES = ("auto", "keras", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+#: Files by which the drivers of NVIDIA's GPUs are known, so that Keras need not be asked elsewhere.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
+
+
+class Runtime(Protocol):
+    """A backbone made ready to run: uint8 images to the float32 features of each layer."""
+
+    shapes: list[tuple[int, ...]]
+    engine: str
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """Compute the features of images of shape (n, height, width, 3), one array for each layer."""
+
+
+def resolve(runtime: str, precision: str) -> tuple[str, str]:
+    """Decide what "auto" means on this machine.
+
+    A GPU that Keras sees is taken, in mixed bfloat16; without one, OpenVINO where it
+    is installed, and Keras elsewhere, both in float32.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, or a runtime that is not installed.
+    """
+    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("precision", precision, PRECISIONS)
+    if runtime == "openvino" and not openvino.is_installed():
+        raise UsageError("runtime='openvino' needs the package openvino: run `pip install 'deepfeat[openvino]'`")
+    gpu = runtime != "openvino" and _has_gpu()
+    if runtime == "auto":
+        runtime = "openvino" if openvino.is_installed() and not gpu else "keras"
+    if precision == "auto":
+        precision = "bfloat16" if gpu else "float32"
+    return runtime, precision
+
+
+def open_runtime(
+    backbone: Backbone,
+    weights_digest: str,
+    build: Callable[[], keras.Model],
+    *,
+    runtime: str,
+    precision: str,
+    batch_size: int | str,
+) -> Runtime:
+    """Make a backbone ready to run.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    weights_digest : str
+    build : callable
+        Builds the Keras network, where it is needed.
+    runtime, precision : str
+        As the user gave them, see `resolve`.
+    batch_size : int or "auto"
+        Of Keras; OpenVINO has its own.
+
+    Raises
+    ------
+    BackboneError
+        With ``runtime="openvino"``, if OpenVINO cannot run the network.
+
+    Warns
+    -----
+    DataWarning
+        With ``runtime="auto"``, if OpenVINO cannot run the network and Keras does.
+    """
+    taken, kind = resolve(runtime, precision)
+    if taken == "openvino":
+        try:
+            opened: Runtime = openvino.open_runtime(backbone, weights_digest, build, kind)
+        except BackboneError as error:
+            if runtime == "openvino":
+                raise
+            warnings.warn(f"{error}: Keras runs it instead", DataWarning, stacklevel=2)
+        else:
+            logger.info("%s: OpenVINO, %s", backbone.name, kind)
+            return opened
+    from deepfeat.runtimes.keras import KerasRuntime
+
+    logger.info("%s: Keras, %s", backbone.name, kind)
+    return KerasRuntime(backbone, build(), batch_size, kind)
+
+
+def _has_gpu() -> bool:
+    if not any(Path(name).exists() for name in _GPU_FILES):
+        return False
+    from deepfeat.runtimes.keras import count_gpus
+
+    return count_gpus() > 0
