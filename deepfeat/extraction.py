@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Images that are stored together, at the least.
+#: Images that are handed on and stored together where no batch size is given.
 CHUNK = 32
 
 
@@ -197,7 +197,7 @@ def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options) 
     """
     rows = sorted(set().union(*(run.rows for run in runs)))
     wanted = ((row, paths[row], {p for run in runs if row in run.rows for p in run.preparations}) for row in rows)
-    size = CHUNK if options.batch_size == "auto" else max(CHUNK, int(options.batch_size))
+    size = CHUNK if options.batch_size == "auto" else int(options.batch_size)
     workers = _cores()
     loaded = stream_images(wanted, workers=workers, ahead=2 * size + workers)
     names = ", ".join(run.name for run in runs)
@@ -271,7 +271,6 @@ class _Run:
         callable
             It waits for the features and stores them.
         """
-        self._store_failed([image for image in images if image.reason])
         good = [image for image in images if not image.reason]
         unchanged = [image for image in good if self._is_unchanged(image)]
         changed = [image for image in good if not self._is_unchanged(image)]
@@ -282,6 +281,7 @@ class _Run:
             self._write_stamps(unchanged)
         if seen:
             self._copy(seen)
+        self._store_failed([image for image in images if image.reason])
         if not fresh:
             return lambda: None
         pixels = np.stack([image.pixels[preparation] for preparation in self.preparations for image in fresh])

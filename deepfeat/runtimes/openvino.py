@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
-import io
 import json
 import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -134,17 +133,19 @@ def _convert(backbone: Backbone, model: keras.Model) -> tuple[bytes, bytes]:
     from deepfeat.runtimes.keras import KerasRuntime, feature_model
 
     logger.info("%s: converting to OpenVINO, once", backbone.name)
-    xml, weights = io.BytesIO(), io.BytesIO()
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            # The converter's way of calling a Keras model makes Keras warn of the structure of its inputs.
+            warnings.simplefilter("ignore", UserWarning)
             network = ov.convert_model(feature_model(backbone, model))
             network.reshape([-1, *backbone.input_shape])
-            ov.serialize(network, xml, weights)
+            files = Path(folder, "network.xml"), Path(folder, "network.bin")
+            ov.serialize(network, *files)
+            converted = files[0].read_bytes(), files[1].read_bytes()
     # The converter raises whatever its parts do.
     except Exception as error:
         msg = f"OpenVINO cannot convert {backbone.name}: {error}"
         raise BackboneError(msg) from error
-    converted = xml.getvalue(), weights.getvalue()
     images = np.random.default_rng(0).integers(0, 256, (2, *backbone.input_shape), np.uint8)
     pairs = zip(OpenVinoRuntime(*converted)(images), KerasRuntime(backbone, model, 2)(images), strict=True)
     difference = max(float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1)) for ours, theirs in pairs)

@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import deepfeat
+from deepfeat.backbones import Preprocessing
+from deepfeat.backbones.network import Network
+from deepfeat.errors import BackboneError, DataWarning, UsageError
+from deepfeat.images import VIEWS
+from deepfeat.runtimes import keras as keras_runtime
+from deepfeat.runtimes import openvino as openvino_runtime
+from deepfeat.runtimes import selection
+from deepfeat.runtimes.keras import KerasRuntime
+
+needs_openvino = pytest.mark.skipif(not openvino_runtime.is_installed(), reason="the extra openvino is not installed")
+
+
+def tiny(input_shape):
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name="first")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.ReLU(6.0)(x)
+    return keras.Model(inputs, keras.layers.DepthwiseConv2D(3, padding="same", name="second")(x), name="tiny")
+
+
+def backbone(reproducible=False, build=tiny, **options):
+    network = Network(
+        "RuntimeTiny",
+        build,
+        (16, 16),
+        Preprocessing(mean=(127.5,) * 3, std=(127.5,) * 3),
+        pretrained=build,
+        weights_file=lambda shape: None,
+        offline=lambda: True,
+        reproducible=reproducible,
+    )
+    return deepfeat.Backbone("RuntimeTiny", weights=None, network=network, **options)
+
+
+def pictures(count, size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def relative(ours, theirs):
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def open_openvino(chosen, precision="float32"):
+    return openvino_runtime.open_runtime(chosen, chosen.weights_digest(), chosen.build, precision)
+
+
+# ------------------------------------------------------------------------------------------------------ OpenVINO
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooling": "max"}, {"pooling": "gem"}, {"pooling": None}, {"layer": ["first", "second"]}, {"input_size": 21}],
+)
+def test_openvino_computes_what_keras_does(options):
+    chosen = backbone(**options)
+    x = pictures(11, chosen.input_size[0])
+    ours, theirs = open_openvino(chosen), KerasRuntime(chosen, chosen.build(), 4)
+    assert ours.shapes == theirs.shapes
+    for a, b in zip(ours(x), theirs(x), strict=True):
+        assert a.dtype == np.float32
+        assert a.shape == b.shape
+        assert relative(a, b) < 2e-5
+
+
+@needs_openvino
+def test_openvino_features_do_not_depend_on_the_batch():
+    runtime, x = open_openvino(backbone()), pictures(23)
+    (whole,) = runtime(x)
+    one_by_one = np.concatenate([runtime(x[i : i + 1])[0] for i in range(len(x))])
+    np.testing.assert_allclose(one_by_one, whole, rtol=1e-5, atol=1e-6)
+
+
+@needs_openvino
+def test_openvino_computes_in_float32_unless_asked():
+    chosen = backbone()
+    (reference,) = KerasRuntime(chosen, chosen.build(), 8)(pictures(8))
+    assert relative(open_openvino(chosen)(pictures(8))[0], reference) < 2e-5
+    assert relative(open_openvino(chosen, "bfloat16")(pictures(8))[0], reference) < 5e-2
+
+
+@needs_openvino
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_conversion_is_kept_only_where_the_name_decides_the_network(conversions, monkeypatch, reproducible, tmp_path):
+    monkeypatch.setenv("DEEPFEAT_CACHE", str(tmp_path / "kept"))
+    chosen = backbone(reproducible)
+    first = open_openvino(chosen)(pictures(3))
+    assert (tmp_path / "kept").exists() == reproducible
+
+    def forbidden():
+        raise AssertionError("the network was built")
+
+    if reproducible:
+        again = openvino_runtime.open_runtime(chosen, chosen.weights_digest(), forbidden, "float32")
+        np.testing.assert_array_equal(again(pictures(3))[0], first[0])
+        assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".openvino"]
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:50] + b"x" + d[51:], lambda d: b""])
+def test_damaged_conversion_is_made_again(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("DEEPFEAT_CACHE", str(tmp_path))
+    chosen = backbone(reproducible=True)
+    first = open_openvino(chosen)(pictures(3))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    np.testing.assert_array_equal(open_openvino(chosen)(pictures(3))[0], first[0])
+    assert len(file.read_bytes()) == len(whole)
+
+
+@needs_openvino
+@pytest.mark.parametrize("change", [{"pooling": "max"}, {"seed": 1}, {"layer": "first"}, {"input_size": 20}])
+def test_other_settings_are_another_conversion(monkeypatch, tmp_path, change):
+    monkeypatch.setenv("DEEPFEAT_CACHE", str(tmp_path))
+    open_openvino(backbone(reproducible=True))
+    open_openvino(backbone(reproducible=True, **change))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@needs_openvino
+def test_conversion_that_cannot_be_kept_is_said(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DEEPFEAT_CACHE", str(tmp_path / "file" / "folder"))
+    (features,) = open_openvino(backbone(reproducible=True))(pictures(2))
+    assert features.shape == (2, 8)
+    assert "could not be kept" in caplog.text
+
+
+@needs_openvino
+def test_warm_start_needs_neither_keras_nor_tensorflow(tmp_path, conversions):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.fromarray(pictures(1, 64, number)[0]).save(tmp_path / "photos" / f"{number}.png")
+    code = (
+        "import sys, deepfeat; "
+        "b = deepfeat.Backbone('MobileNetV2', weights=None, input_size=64); "
+        "s = deepfeat.extract(sys.argv[1], b, sys.argv[2], progress=False, runtime='openvino'); "
+        "print(s.features('MobileNetV2').shape, sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "photos"), str(tmp_path / f"{run}.h5")],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for run in range(2)
+    ]
+    assert said == ["(3, 1280) ['keras', 'tensorflow']\n", "(3, 1280) []\n"]
+
+
+# ----------------------------------------------------------------------------------------------------- selection
+
+
+def open_any(chosen, **options):
+    given = {"runtime": "auto", "precision": "auto", "batch_size": "auto", **options}
+    return selection.open_runtime(chosen, chosen.weights_digest(), chosen.build, **given)
+
+
+@needs_openvino
+def test_auto_takes_openvino_in_float32_and_says_so(caplog):
+    with caplog.at_level("INFO", "deepfeat"):
+        assert open_any(backbone()).engine == "openvino"
+    assert "RuntimeTiny: OpenVINO, float32" in caplog.text
+
+
+def test_auto_takes_keras_where_openvino_is_not_installed(monkeypatch, caplog):
+    monkeypatch.setattr(openvino_runtime, "is_installed", lambda: False)
+    with caplog.at_level("INFO", "deepfeat"):
+        assert open_any(backbone()).engine == keras.backend.backend()
+    assert "RuntimeTiny: Keras, float32" in caplog.text
+    with pytest.raises(UsageError, match=r"pip install 'deepfeat\[openvino\]'"):
+        open_any(backbone(), runtime="openvino")
+
+
+def test_auto_takes_a_gpu_in_bfloat16(monkeypatch, tmp_path):
+    monkeypatch.setattr(selection, "_GPU_FILES", [str(tmp_path)])
+    monkeypatch.setattr(keras_runtime, "count_gpus", lambda: 1)
+    assert selection.resolve("auto", "auto") == ("keras", "bfloat16")
+    assert selection.resolve("keras", "float32") == ("keras", "float32")
+    monkeypatch.setattr(keras_runtime, "count_gpus", lambda: 0)
+    assert selection.resolve("keras", "auto") == ("keras", "float32")
+
+
+@needs_openvino
+def test_network_that_openvino_gets_wrong_is_run_by_keras(monkeypatch):
+    monkeypatch.setattr(openvino_runtime, "TOLERANCE", -1.0)
+    with pytest.warns(DataWarning, match=r"RuntimeTiny with a difference of .* from Keras: Keras runs it instead"):
+        assert open_any(backbone()).engine == keras.backend.backend()
+    with pytest.raises(BackboneError, match="with a difference of"):
+        open_any(backbone(), runtime="openvino")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime": "onnx"}, "runtime is 'onnx': use one of 'auto', 'keras', 'openvino'"),
+        ({"precision": "int8"}, "precision is 'int8': use one of 'auto', 'float32', 'bfloat16'"),
+    ],
+)
+def test_unknown_runtime_or_precision(options, message):
+    with pytest.raises(UsageError, match=message):
+        open_any(backbone(), **options)
+
+
+# --------------------------------------------------------------------------------------------------------- Keras
+
+
+def test_auto_batch_size_gives_the_same_features_while_it_is_sought():
+    chosen = backbone()
+    model = chosen.build()
+    x = pictures(200)
+    tuned = KerasRuntime(chosen, model)
+    found = np.concatenate([tuned(x[i : i + 50])[0] for i in range(0, 200, 50)])
+    assert tuned.batch_size in keras_runtime.BATCH_SIZES
+    assert relative(found, KerasRuntime(chosen, model, 1)(x)[0]) < 1e-5
+
+
+def test_auto_batch_size_is_the_last_that_was_faster():
+    runtime = KerasRuntime(backbone(), backbone().build())
+    seconds = {8: 8.0, 16: 8.0, 32: 16.0}
+    while runtime._untried:
+        runtime._tune(runtime.batch_size, seconds[runtime.batch_size])
+    assert runtime.batch_size == 16
+
+
+def test_auto_batch_size_stays_within_the_memory(monkeypatch):
+    monkeypatch.setattr(keras_runtime, "_free_memory", lambda: 0.0)
+    runtime = KerasRuntime(backbone(), backbone().build())
+    runtime(pictures(60))
+    assert runtime.batch_size == keras_runtime.BATCH_SIZES[0]
+
+
+class ResourceExhaustedError(Exception):
+    """As TensorFlow's."""
+
+
+@pytest.mark.parametrize("error", [ResourceExhaustedError(), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: oom")])
+def test_batch_size_is_halved_when_memory_is_exhausted(monkeypatch, error, caplog):
+    chosen = backbone()
+    model = chosen.build()
+    runtime, x = KerasRuntime(chosen, model, 32), pictures(40)
+    original = runtime._model.predict_on_batch
+
+    def small_only(batch):
+        if len(batch) > 8:
+            raise error
+        return original(batch)
+
+    monkeypatch.setattr(runtime._model, "predict_on_batch", small_only)
+    (features,) = runtime(x)
+    assert runtime.batch_size == 8
+    assert "out of memory, going on with batches of 8" in caplog.text
+    assert relative(features, KerasRuntime(chosen, model, 4)(x)[0]) < 1e-5
+
+
+def test_image_that_never_fits_is_one_sentence(monkeypatch):
+    runtime = KerasRuntime(backbone(), backbone().build(), 4)
+
+    def never(batch):
+        raise MemoryError
+
+    monkeypatch.setattr(runtime._model, "predict_on_batch", never)
+    with pytest.raises(BackboneError, match="RuntimeTiny does not fit into memory, not even with one image"):
+        runtime(pictures(3))
+
+
+def test_other_errors_are_passed_on(monkeypatch):
+    runtime = KerasRuntime(backbone(), backbone().build(), 4)
+
+    def broken(batch):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(runtime._model, "predict_on_batch", broken)
+    with pytest.raises(ValueError, match="broken"):
+        runtime(pictures(3))
+
+
+def test_keras_in_bfloat16_is_near_float32_and_not_equal():
+    chosen = backbone()
+    model = chosen.build()
+    (exact,), (mixed,) = (KerasRuntime(chosen, model, 8, p)(pictures(8)) for p in ("float32", "bfloat16"))
+    assert mixed.dtype == np.float32
+    assert 0 < relative(mixed, exact) < 5e-2
+
+
+# ---------------------------------------------------------------------------- one decoding for many, and views
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(7):
+        Image.fromarray(pictures(1, 40, number)[0][:30]).save(folder / f"{number}.png")
+    return folder
+
+
+def test_backbones_of_one_input_size_share_one_decoding(photos, tmp_path, monkeypatch):
+    decoded = []
+    original = deepfeat.images.decode_image
+
+    def count(*arguments):
+        decoded.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(deepfeat.images, "decode_image", count)
+    chosen = [backbone(pooling="avg"), backbone(pooling="max"), backbone(pooling="max", input_size=24)]
+    store = deepfeat.extract(photos, chosen, tmp_path / "f.h5", progress=False)
+    assert len(decoded) == 2 * 7
+    for one in chosen:
+        alone = deepfeat.extract(photos, one, tmp_path / f"{one.pooling}{one.input_size}.h5", progress=False)
+        key = alone.structure.blocks[0].key
+        np.testing.assert_allclose(store.features(key), alone.features(key), rtol=1e-5)
+
+
+def test_backbone_that_has_an_image_already_does_not_compute_it_again(photos, tmp_path, caplog):
+    cache = tmp_path / "f.h5"
+    deepfeat.extract(photos, backbone(), cache, progress=False)
+    Image.fromarray(pictures(1, 40, 99)[0]).save(photos / "new.png")
+    with caplog.at_level("INFO", "deepfeat"):
+        store = deepfeat.extract(photos, [backbone(), backbone(pooling="max")], cache, progress=False)
+    assert "RuntimeTiny: 7 done before, 1 computed" in caplog.text
+    assert "RuntimeTiny: 8 computed" in caplog.text
+    assert store.blocks["done"].tolist() == [8, 8]
+
+
+def test_views_are_the_features_of_the_views_pixels(photos, tmp_path):
+    cache = tmp_path / "f.h5"
+    store = deepfeat.extract(photos, backbone(), cache, views=["original", "hflip", "rot90"], progress=False)
+    assert store.blocks["name"].tolist() == ["RuntimeTiny", "RuntimeTiny@hflip", "RuntimeTiny@rot90"]
+    for view, transpose in (("hflip", Image.Transpose.FLIP_LEFT_RIGHT), ("rot90", Image.Transpose.ROTATE_90)):
+        shown = tmp_path / view
+        shown.mkdir()
+        for number in range(7):
+            Image.open(photos / f"{number}.png").transpose(transpose).save(shown / f"{number}.png")
+        expected = deepfeat.extract(shown, backbone(), tmp_path / f"{view}.h5", progress=False)
+        np.testing.assert_allclose(
+            store.features(f"RuntimeTiny@{view}"), expected.features("RuntimeTiny"), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_view_is_added_to_what_is_there(photos, tmp_path):
+    cache = tmp_path / "f.h5"
+    first = deepfeat.extract(photos, backbone(), cache, progress=False).features("RuntimeTiny").copy()
+    store = deepfeat.extract(photos, backbone(), cache, views=VIEWS, progress=False)
+    np.testing.assert_allclose(store.features("RuntimeTiny"), first, rtol=1e-5)
+    assert len(store.blocks) == len(VIEWS)
+
+
+def test_layers_and_views_keep_apart(photos, tmp_path):
+    both = backbone(layer=["first", "second"], pooling="flatten")
+    store = deepfeat.extract(photos, both, tmp_path / "f.h5", views=["original", "vflip"], progress=False)
+    assert set(store.blocks["name"]) == {f"RuntimeTiny:{x}{v}" for x in ("first", "second") for v in ("", "@vflip")}
+    for layer in ("first", "second"):
+        alone = deepfeat.extract(
+            photos, backbone(layer=layer, pooling="flatten"), tmp_path / f"{layer}.h5", views="vflip", progress=False
+        )
+        name = f"RuntimeTiny:{layer}@vflip"
+        np.testing.assert_allclose(store.features(name), alone.features(name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("views", "message"), [("mirror", "views is 'mirror': use one of 'original'"), ([], "the list of views is empty")]
+)
+def test_wrong_views(photos, tmp_path, views, message):
+    with pytest.raises(UsageError, match=message):
+        deepfeat.extract(photos, backbone(), tmp_path / "f.h5", views=views)
+
+
+@needs_openvino
+def test_precisions_never_mix(photos, tmp_path):
+    cache = tmp_path / "f.h5"
+    deepfeat.extract(photos, backbone(), cache, progress=False, runtime="openvino")
+    store = deepfeat.extract(photos, backbone(), cache, progress=False, runtime="openvino", precision="bfloat16")
+    assert sorted(spec["precision"] for spec in store.blocks["spec"]) == ["bfloat16", "float32"]
