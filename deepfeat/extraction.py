@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -220,6 +221,10 @@ def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options) 
     for run in runs:
         said = ", ".join(f"{count} {outcome}" for outcome, count in run.counts.items() if count)
         logger.info("%s: %s", run.name, said)
+    spans = [span for run in runs for span in run.spans]
+    if spans:
+        busy, whole = sum(stop - start for start, stop in spans), max(spans)[1] - min(spans)[0]
+        logger.info("networks were busy for %.0f %% of %.1f s", 100 * busy / whole, whole)
 
 
 def _finish(computing: Sequence[Callable[[], None]]) -> None:
@@ -241,6 +246,8 @@ class _Run:
         One for each view.
     counts : Counter
         Number of images by what happened to them.
+    spans : list of tuple of float
+        When the network began and ended each chunk, in seconds.
     """
 
     def __init__(
@@ -260,6 +267,7 @@ class _Run:
         self._records = [writer.store.records_or_missing(key) for key in self.keys]
         self.rows = {row for records in self._records for row in plan_rows(records, stamps)}
         self.counts = Counter({"done before": len(stamps) - len(self.rows)})
+        self.spans: list[tuple[float, float]] = []
         if self.rows and backbone.weights is None:
             logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
 
@@ -285,9 +293,15 @@ class _Run:
         if not fresh:
             return lambda: None
         pixels = np.stack([image.pixels[preparation] for preparation in self.preparations for image in fresh])
-        blocks, computed = self._blocks, network.submit(self._runtime, pixels)
+        blocks, computed = self._blocks, network.submit(self._compute, self._runtime, pixels)
         rows, records = [image.row for image in fresh], make_records(fresh)
         return lambda: self._store_computed(blocks, rows, records, computed.result())
+
+    def _compute(self, runtime: Runtime, pixels: np.ndarray) -> list[np.ndarray]:
+        start = time.perf_counter()
+        features = runtime(pixels)
+        self.spans.append((start, time.perf_counter()))
+        return features
 
     def _store_computed(
         self, blocks: list[Block], rows: list[int], records: np.ndarray, layers: list[np.ndarray]
