@@ -160,7 +160,10 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
             if at_least is not None:
                 _scale_down(image, at_least)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), image.format)
+            file_format = image.format
+            # In place, and without a conversion to what it is: copies take a fifth of the time of decoding.
+            ImageOps.exif_transpose(image, in_place=True)
+            return image if image.mode == "RGB" and not image.has_transparency_data else _to_rgb(image, file_format)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
