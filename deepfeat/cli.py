@@ -95,6 +95,7 @@ def fit(arguments: argparse.Namespace) -> None:
         arguments.cache,
         backbones=arguments.backbone,
         fusion=arguments.fusion,
+        views=None if arguments.views == "none" else arguments.views,
         kernel=arguments.kernel,
         loss=arguments.loss,
         param_grid=grid,
@@ -237,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backbone", action="append", help="block to use, by name or key; may be repeated (default: all)"
     )
     command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
+    command.add_argument("--views", default="average", choices=("average", "augment", "vote", "none"))
     command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
     command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
     command.add_argument("--C", type=float, nargs="+", help="values to try")

@@ -21,6 +21,9 @@ from deepfeat.errors import UsageError
 
 FUSIONS = ("concat", "average", "aligned", "late")
 
+#: What is done with several views of each image.
+VIEW_RULES = ("average", "augment", "vote", None)
+
 #: What two blocks must share for their columns to mean the same.
 _SPACE = ("backbone", "weights", "layer", "pooling", "preprocessing", "precision")
 
@@ -179,5 +182,67 @@ class LateFusionClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class with the greatest mean decision value."""
+        decision = self.decision_function(X)
+        return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]
+
+
+class ViewsClassifier(ClassifierMixin, BaseEstimator):
+    """One classifier for all views of an image, which lie side by side in a row.
+
+    Every view of a training image is a training row. Since a row holds all views of
+    one image, no way of splitting rows can part them.
+
+    Parameters
+    ----------
+    estimator : classifier with decision_function, optional
+        LinearSVC if None.
+    n_views : int
+        Number of views; each has as many columns.
+    rule : {"vote", "augment"}
+        Decide by the mean of the decision values of all views, or by the first view alone.
+
+    Attributes
+    ----------
+    classes_ : ndarray
+    estimator_ : classifier
+        Fitted on the views one below the other.
+    """
+
+    def __init__(self, estimator: Any = None, n_views: int = 1, rule: str = "vote") -> None:
+        self.estimator = estimator
+        self.n_views = n_views
+        self.rule = rule
+
+    def fit(self, X: Any, y: Any) -> ViewsClassifier:
+        """Fit a clone on every view of every row.
+
+        Raises
+        ------
+        UsageError
+            If the columns cannot be divided by the number of views.
+        """
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(y)
+        if X.shape[1] % self.n_views:
+            msg = f"{X.shape[1]} columns are not {self.n_views} views of one width"
+            raise UsageError(msg)
+        self.classes_ = np.unique(y)
+        estimator = LinearSVC() if self.estimator is None else self.estimator
+        rows = X.reshape(len(X) * self.n_views, X.shape[1] // self.n_views)
+        self.estimator_ = clone(estimator).fit(rows, np.repeat(y, self.n_views))
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the decision values: of shape (n,) for two classes, else (n, n_classes)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        width = X.shape[1] // self.n_views
+        if self.rule == "augment":
+            return self.estimator_.decision_function(X[:, :width])
+        values = self.estimator_.decision_function(X.reshape(len(X) * self.n_views, width))
+        return values.reshape(len(X), self.n_views, *values.shape[1:]).mean(axis=1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the class with the greatest decision value."""
         decision = self.decision_function(X)
         return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import class_scores, evaluate
-from deepfeat.fusion import FUSIONS
+from deepfeat.fusion import FUSIONS, VIEW_RULES
 from deepfeat.splits import hold_out, make_folds
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Samples, binarise, load_samples
@@ -31,6 +31,7 @@ def fit_svm(
     *,
     backbones: str | Sequence[str] | None = None,
     fusion: str = "concat",
+    views: str | None = "average",
     kernel: str = "linear",
     loss: str = "squared_hinge",
     param_grid: Mapping[str, Sequence[Any]] | None = None,
@@ -59,6 +60,11 @@ def fit_svm(
         Blocks side by side; their mean, for blocks of one embedding space; their
         mean after alignment, see `deepfeat.fusion.AlignedAverage`; or the mean of
         the decision values of one SVM per block.
+    views : {"average", "augment", "vote", None}
+        Where the store has several views of the images: average each image's embeddings;
+        train on all views and score the image itself; or train on all views and average their
+        decision values. The views of an image are never on two sides of a split. With None,
+        the images themselves alone, and any block that is named.
     kernel : {"linear", "rbf"}
         LinearSVC (one-vs-rest) or SVC.
     loss : {"squared_hinge", "hinge"}
@@ -113,8 +119,10 @@ def fit_svm(
     >>> bool(result.metrics.value["accuracy"] > 0.9)
     True
     """
-    _check_choices(fusion=(fusion, FUSIONS), kernel=(kernel, tuple(PARAMETERS)), loss=(loss, LOSSES))
-    samples = load_samples(features, backbones, labels)
+    _check_choices(
+        fusion=(fusion, FUSIONS), views=(views, VIEW_RULES), kernel=(kernel, tuple(PARAMETERS)), loss=(loss, LOSSES)
+    )
+    samples = load_samples(features, backbones, labels, views=views is not None)
     if fusion == "average" and not samples.averageable:
         msg = (
             f"fusion='average' is not defined for {' and '.join(samples.blocks)}, "
@@ -127,9 +135,9 @@ def fit_svm(
     train, held_out = _train_and_test(samples, test, seed)
     X, y = samples.X[train], _plain(samples.y)[train]
     folds = make_folds(y, samples.sets[train], cv, seed)
-    grid = make_grid(kernel, param_grid, _by_target(class_weight, classes, positive), samples.X.shape[1])
+    grid = make_grid(kernel, param_grid, _by_target(class_weight, classes, positive), sum(samples.blocks.values()))
     check_class_weights(grid["class_weight"], np.unique(y).tolist())
-    pipeline = make_pipeline(kernel, loss, fusion, list(samples.blocks.values()), seed)
+    pipeline = make_pipeline(kernel, loss, fusion, list(samples.blocks.values()), seed, len(samples.views), views)
     fitted, best_params, cv_results = grid_search(pipeline, grid, X, y, folds, scoring, n_jobs)
     predictions = _predictions(samples, train, out_of_fold(fitted, X, y, folds, n_jobs), classes, positive)
     if len(held_out):
@@ -151,6 +159,7 @@ def fit_svm(
         predictions=predictions,
         classes=classes,
         blocks=samples.blocks,
+        views=samples.views,
         evaluated_on=evaluated_on,
         scoring=str(scoring),
         warnings=[*samples.notes, *_doubts(fitted, cv_results)],

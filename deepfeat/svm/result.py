@@ -33,6 +33,8 @@ class SVMResult:
         With ``positive``, the two are "not <positive>" and <positive>, and the pipeline predicts False and True.
     blocks : dict of str to int
         Name and width of each feature block, in the order of the pipeline's columns.
+    views : tuple of str
+        The pipeline takes the blocks of the first view, then those of the second, and so on.
     evaluated_on : str
         "test" or "out-of-fold".
     scoring : str
@@ -50,6 +52,7 @@ class SVMResult:
     predictions: pd.DataFrame
     classes: list[Any]
     blocks: dict[str, int]
+    views: tuple[str, ...]
     evaluated_on: str
     scoring: str
     warnings: list[str]
@@ -63,7 +66,7 @@ class SVMResult:
         params = ", ".join(f"{name}={value!r}" for name, value in self.best_params.items())
         width = sum(self.blocks.values())
         lines = [
-            f"features   {' + '.join(self.blocks)} ({width} columns)",
+            f"features   {' + '.join(self.blocks)} ({width} columns{self._shown_views()})",
             f"chosen     {params}; {self.scoring} {best['mean']:.3f} ± {best['std']:.3f} in cross-validation",
             f"scores     on {self._evaluated_rows()} {self.evaluated_on} images",
             "",
@@ -72,6 +75,9 @@ class SVMResult:
             self.per_class.to_string(float_format="{:.3f}".format),
         ]
         return "\n".join([*lines, *(["", *(f"note: {note}" for note in self.warnings)] if self.warnings else [])])
+
+    def _shown_views(self) -> str:
+        return f", of the views {', '.join(self.views)}" if len(self.views) > 1 else ""
 
     def _evaluated_rows(self) -> int:
         tested = self.predictions["fold"] == "test"

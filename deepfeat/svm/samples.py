@@ -14,7 +14,7 @@ from deepfeat.datasets import relabel
 from deepfeat.errors import DataError, UsageError
 from deepfeat.fusion import one_space
 from deepfeat.splits import merge_groups
-from deepfeat.store import DONE, FeatureStore, open_features
+from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Samples:
     Attributes
     ----------
     X : ndarray of shape (n, sum of widths), float32 or float64
-        The blocks side by side.
+        The blocks side by side; all of the first view, then all of the second, and so on.
     y : ndarray of shape (n,), object or bool
     sets : ndarray of shape (n,), int
         Images that must stay together, see `deepfeat.splits.merge_groups`.
@@ -32,11 +32,13 @@ class Samples:
     split : ndarray of shape (n,), object
         "train", "val", "test" or None.
     blocks : dict of str to int
-        Name and width of each block.
+        Name and width of each block of one view.
     averageable : bool
         Whether the blocks are of one embedding space.
     notes : list of str
         What the user should know of rows left out or put together.
+    views : tuple of str
+        Names of the views.
     """
 
     X: np.ndarray
@@ -47,9 +49,10 @@ class Samples:
     blocks: dict[str, int]
     averageable: bool
     notes: list[str]
+    views: tuple[str, ...] = ("original",)
 
 
-def load_samples(features: Any, backbones: str | Sequence[str] | None, labels: Any) -> Samples:
+def load_samples(features: Any, backbones: str | Sequence[str] | None, labels: Any, *, views: bool = True) -> Samples:
     """Accept a store, a path, or plain arrays."""
     if isinstance(features, tuple):
         return _from_arrays(features, backbones, labels)
@@ -58,7 +61,7 @@ def load_samples(features: Any, backbones: str | Sequence[str] | None, labels: A
     if not isinstance(features, FeatureStore):
         msg = f"features is a {type(features).__name__}: pass a path, a FeatureStore, or (X, y) or (X, y, groups)"
         raise UsageError(msg)
-    return _from_store(features, backbones, labels)
+    return _from_store(features, backbones, labels, views)
 
 
 def binarise(samples: Samples, positive: str) -> Samples:
@@ -91,12 +94,13 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any) -> Sample
 
 
 def _from_store(
-    store: FeatureStore, backbones: str | Sequence[str] | None, labels: pd.Series | Mapping[str, str | None] | None
+    store: FeatureStore,
+    backbones: str | Sequence[str] | None,
+    labels: pd.Series | Mapping[str, str | None] | None,
+    views: bool,
 ) -> Samples:
-    names = (
-        store.blocks["key"].tolist() if backbones is None else [backbones] if isinstance(backbones, str) else backbones
-    )
-    blocks = [store.find(name) for name in names]
+    by_view = _choose_blocks(store, backbones, views)
+    blocks = [block for group in by_view.values() for block in group]
     if not blocks:
         msg = f"{store.path} has no features: run deepfeat.extract first"
         raise DataError(msg)
@@ -117,8 +121,47 @@ def _from_store(
     _refuse_not_finite(X, ids)
     sets = merge_groups(rows["group"].tolist(), digests[keep])
     _note_missing_groups(rows, notes)
-    widths = {_unique_name(block.name, block.key, blocks): block.dim for block in blocks}
-    return _samples(X, rows, sets, widths, one_space([block.spec for block in blocks]), notes)
+    first = next(iter(by_view.values()))
+    widths = {_unique_name(block.name, block.key, first): block.dim for block in first}
+    samples = _samples(X, rows, sets, widths, one_space([block.spec for block in first]), notes)
+    return replace(samples, views=tuple(by_view))
+
+
+def _choose_blocks(store: FeatureStore, backbones: str | Sequence[str] | None, views: bool) -> dict[str, list[Block]]:
+    """The blocks of each view, in the same order for all views; a block named without a view brings all of its views.
+
+    Without ``views``, each block stands for itself, and of those not named only the images' own.
+    """
+    known = store.structure.blocks
+    named = [backbones] if isinstance(backbones, str) else backbones
+    if named is None:
+        found = [block for block in known if views or _view(block) == "original"]
+    else:
+        found = []
+        for name in named:
+            block = store.find(name)
+            together = views and "@" not in name and not block.key.startswith(name)
+            kin = [b for b in known if _apart_from_view(b) == _apart_from_view(block)]
+            found += [b for b in (kin if together else [block]) if b not in found]
+    order = list(dict.fromkeys(_apart_from_view(block) for block in found))
+    if len(found) == len(order) or not views:
+        return {"original": found}
+    by_view: dict[str, list[Block]] = {}
+    for view in sorted({_view(block) for block in found}, key=lambda v: (v != "original", v)):
+        by_view[view] = sorted((b for b in found if _view(b) == view), key=lambda b: order.index(_apart_from_view(b)))
+        lacking = [b.name for b in found if _apart_from_view(b) not in map(_apart_from_view, by_view[view])]
+        if lacking:
+            msg = f"{lacking[0]} has no view {view!r}, and other blocks have: extract it, or pass views=None"
+            raise DataError(msg)
+    return by_view
+
+
+def _view(block: Block) -> str:
+    return str(block.spec.get("view", "original"))
+
+
+def _apart_from_view(block: Block) -> str:
+    return block_key({**block.spec, "view": None})
 
 
 def _samples(

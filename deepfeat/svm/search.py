@@ -19,21 +19,32 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from deepfeat.errors import UsageError
 from deepfeat.evaluation import class_scores
-from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier
+from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier, ViewsClassifier
 from deepfeat.splits import Fold
 
 PARAMETERS = {"linear": ("C",), "rbf": ("C", "gamma")}
 LOSSES = ("squared_hinge", "hinge")
 
 
-def make_pipeline(kernel: str, loss: str, fusion: str, widths: Sequence[int], seed: int) -> Pipeline:
-    """Build the unfitted classifier: fusion of the blocks, scaling, SVM.
+def make_pipeline(
+    kernel: str, loss: str, fusion: str, widths: Sequence[int], seed: int, n_views: int = 1, views: str | None = None
+) -> Pipeline:
+    """Build the unfitted classifier: views, fusion of the blocks, scaling, SVM.
 
     Returns
     -------
     sklearn.pipeline.Pipeline
-        It takes the blocks side by side, (n, sum of widths).
+        It takes the blocks side by side, (n, n_views * sum of widths).
     """
+    single = _single_view_pipeline(kernel, loss, fusion, widths, seed)
+    if n_views == 1:
+        return single
+    if views == "average":
+        return Pipeline([("views", BlockAverage([sum(widths)] * n_views)), *single.steps])
+    return Pipeline([("views", ViewsClassifier(single, n_views, str(views)))])
+
+
+def _single_view_pipeline(kernel: str, loss: str, fusion: str, widths: Sequence[int], seed: int) -> Pipeline:
     if kernel == "linear":
         svm = LinearSVC(loss=loss, dual="auto", random_state=seed)
     else:
@@ -52,7 +63,10 @@ def make_pipeline(kernel: str, loss: str, fusion: str, widths: Sequence[int], se
 
 def svm_prefix(pipeline: Pipeline) -> str:
     """Where the parameters of the SVM are found in the pipeline."""
-    return "late__estimator__svm__" if "late" in pipeline.named_steps else "svm__"
+    last = pipeline.steps[-1]
+    if last[0] in ("late", "views"):
+        return f"{last[0]}__estimator__{svm_prefix(last[1].estimator)}"
+    return "svm__"
 
 
 def make_grid(
@@ -118,6 +132,8 @@ class Score:
 def converged(pipeline: Pipeline) -> bool:
     """Whether every SVM in a fitted pipeline reached its tolerance."""
     last = pipeline[-1]
+    if isinstance(last, ViewsClassifier):
+        return converged(last.estimator_)
     if isinstance(last, LateFusionClassifier):
         return all(converged(estimator) for estimator in last.estimators_)
     return bool(last.n_iter_ < last.max_iter) if isinstance(last, LinearSVC) else last.fit_status_ == 0
