@@ -17,6 +17,7 @@ _HOMES = {
     "read_isic": "datasets",
     "split_table": "datasets",
     "extract": "extraction",
+    "benchmark": "benchmarking",
     "Backbone": "backbones",
     "Preprocessing": "backbones",
     "register_backbone": "backbones",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         load_backbone,
         register_backbone,
     )
+    from deepfeat.benchmarking import benchmark
     from deepfeat.datasets import read_csv, read_folder, read_isic, split_table
     from deepfeat.errors import (
         BackboneError,

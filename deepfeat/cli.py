@@ -125,6 +125,51 @@ def fit(arguments: argparse.Namespace) -> None:
     _print_json(record)
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure the speed, size and score of backbones on some of the images."""
+    import deepfeat
+
+    table = deepfeat.benchmark(
+        _read_table(arguments),
+        [_backbone(text, arguments) for text in arguments.backbone],
+        n_images=arguments.images_drawn,
+        runtime=arguments.runtime,
+        precision=arguments.precision,
+        seed=arguments.seed,
+    )
+    if arguments.plot:
+        from deepfeat.plots import plot_benchmark
+
+        plot_benchmark(table, arguments.plot)
+    if arguments.json:
+        _print_json(table.to_dict("index"))
+        return
+    print(_readable(table).to_string())
+
+
+def _readable(table: Any) -> Any:
+    """A benchmark's table in units for people."""
+    import pandas as pd
+
+    columns = {
+        "parameters": "{:.1f} M".format,
+        "macs": "{:.2f} G".format,
+        "dim": "{:.0f}".format,
+        "decode": "{:.0f}/s".format,
+        "network": "{:.0f}/s".format,
+        "both": "{:.0f}/s".format,
+        "peak_memory": "{:.0f} MB".format,
+        "bytes_per_image": "{:.0f} B".format,
+        "peak_fraction": "{:.0%}".format,
+    }
+    scales = {"parameters": 1e-6, "macs": 1e-9, "peak_memory": 1e-6}
+    shown = {name: (table[name] * scales.get(name, 1)).map(write) for name, write in columns.items()}
+    score = [
+        "" if pd.isna(row.score) else f"{row.score:.3f} ({row.low:.3f} to {row.high:.3f})" for row in table.itertuples()
+    ]
+    return pd.DataFrame({**shown, "score": score}, index=table.index)
+
+
 def store_info(arguments: argparse.Namespace) -> None:
     """Show what a feature store holds."""
     import deepfeat
@@ -213,23 +258,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--cache", default="features.h5", help="feature store to make or extend (default: features.h5)"
     )
-    labels = command.add_mutually_exclusive_group()
-    labels.add_argument("--csv", help="label file with a header line")
-    labels.add_argument("--isic", metavar="GROUND_TRUTH", help="one-hot ground truth of ISIC 2018 or 2019")
-    command.add_argument("--metadata", help="with --isic: CSV with image and lesion_id")
-    command.add_argument("--image-column", default="image", help="with --csv (default: image)")
-    command.add_argument("--label-column", default="label", help="with --csv (default: label)")
-    command.add_argument("--group-column", help="with --csv: patient or lesion")
-    command.add_argument("--split-column", help="with --csv: train, val or test")
+    _add_label_options(command)
     command.add_argument("--batch-size", type=_batch_size, default="auto")
-    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
-    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the network")
+    _add_runtime_options(command)
     command.add_argument(
         "--view", action="append", metavar="VIEW", help="original, hflip, rot90, center, …; may be repeated"
     )
     command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored features")
     command.add_argument("--on-error", default="record", choices=("record", "raise"))
     command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--json", action="store_true")
+
+    command = _command(
+        commands, "bench", bench, "deepfeat bench photos --backbone EfficientNetLite0 --backbone VGG16 --plot bench.png"
+    )
+    command.add_argument("images", help="folder of images, as for extract")
+    _add_backbone_options(command, required=True)
+    _add_label_options(command)
+    _add_runtime_options(command)
+    command.add_argument("--n-images", dest="images_drawn", type=int, default=512, help="to draw (default: 512)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--plot", metavar="FILE", help="draw score against speed: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true")
 
     command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")
@@ -303,6 +352,22 @@ def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -
     command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
     command.add_argument("--resize", default="squash", choices=("squash", "crop", "pad"))
     command.add_argument("--preprocess", help="for a .keras file: none, tf, torch, caffe or lite")
+
+
+def _add_label_options(command: argparse.ArgumentParser) -> None:
+    labels = command.add_mutually_exclusive_group()
+    labels.add_argument("--csv", help="label file with a header line")
+    labels.add_argument("--isic", metavar="GROUND_TRUTH", help="one-hot ground truth of ISIC 2018 or 2019")
+    command.add_argument("--metadata", help="with --isic: CSV with image and lesion_id")
+    command.add_argument("--image-column", default="image", help="with --csv (default: image)")
+    command.add_argument("--label-column", default="label", help="with --csv (default: label)")
+    command.add_argument("--group-column", help="with --csv: patient or lesion")
+    command.add_argument("--split-column", help="with --csv: train, val or test")
+
+
+def _add_runtime_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
+    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the network")
 
 
 def _command(commands: Any, name: str, run: Any, example: str) -> argparse.ArgumentParser:

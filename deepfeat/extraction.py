@@ -199,7 +199,7 @@ def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options) 
     rows = sorted(set().union(*(run.rows for run in runs)))
     wanted = ((row, paths[row], {p for run in runs if row in run.rows for p in run.preparations}) for row in rows)
     size = CHUNK if options.batch_size == "auto" else int(options.batch_size)
-    workers = _cores()
+    workers = count_cores()
     loaded = stream_images(wanted, workers=workers, ahead=2 * size + workers)
     names = ", ".join(run.name for run in runs)
     with (
@@ -446,7 +446,7 @@ def _batches(images: Iterable[LoadedImage], size: int) -> Iterator[list[LoadedIm
         yield batch
 
 
-def _cores() -> int:
+def count_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 

@@ -10,8 +10,15 @@ import pytest
 import deepfeat
 
 PACKAGE = Path(deepfeat.__file__).parent
-STAGE_1 = ("deepfeat.backbones", "deepfeat.runtimes", "deepfeat.extraction")
-STAGE_2 = ("deepfeat.store", "deepfeat.fusion", "deepfeat.splits", "deepfeat.svm", "deepfeat.evaluation")
+STAGE_1 = ("deepfeat.backbones", "deepfeat.runtimes", "deepfeat.extraction", "deepfeat.benchmarking")
+STAGE_2 = (
+    "deepfeat.store",
+    "deepfeat.fusion",
+    "deepfeat.splits",
+    "deepfeat.svm",
+    "deepfeat.evaluation",
+    "deepfeat.plots",
+)
 
 
 def module_name(path: Path) -> str:
