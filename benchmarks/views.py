@@ -49,7 +49,7 @@ def main() -> None:
         "",
         "Made by `python benchmarks/views.py IMAGES LABELS.csv --weights mobilenet_v2_notop.weights.h5 --table "
         f"docs/results/views.md`: MobileNetV2 on {len(table):,} images of HAM10000, views {', '.join(VIEWS)}, "
-        "LinearSVC at C = 1e-4, melanoma against the rest, five folds grouped by lesion, pooled out-of-fold predictions.",
+        "LinearSVC at C = 1e-4, melanoma against the rest, five folds grouped by lesion, out-of-fold predictions.",
         "",
         "| views | balanced accuracy | AUROC | average precision |",
         "| --- | --- | --- | --- |",
