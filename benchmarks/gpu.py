@@ -46,9 +46,9 @@ def main() -> None:
     lines = [
         "# Networks on a GPU",
         "",
-        f"Made by `KERAS_BACKEND={keras.backend.backend()} python benchmarks/gpu.py --batch-size {arguments.batch_size} "
-        f"--batches {arguments.batches}` on {name}; Keras {keras.__version__} on {keras.backend.backend()}, which sees "
-        f"{count_gpus()} GPU(s); torch {torch.__version__}. bfloat16 everywhere. Images per second, and in brackets "
+        f"Made by `KERAS_BACKEND={keras.backend.backend()} python benchmarks/gpu.py --batch-size {arguments.batch_size}"
+        f" --batches {arguments.batches}` on {name}; Keras {keras.__version__} on {keras.backend.backend()} "
+        f"sees {count_gpus()} GPU(s); torch {torch.__version__}. bfloat16 everywhere. Images per second, in brackets "
         f"the part of the measured matrix product's {peak / 1e12:.1f} TFLOP/s.",
         "",
         "| network | deepfeat | torch eager | torch compiled, channels last |",
