@@ -33,7 +33,7 @@ def one_space(specs: Sequence[Mapping[str, Any]]) -> bool:
     return all(spec.get(key) == specs[0].get(key) for spec in specs for key in _SPACE)
 
 
-def _slices(widths: Sequence[int] | None, n_features: int) -> Iterator[slice]:
+def slice_columns(widths: Sequence[int] | None, n_features: int) -> Iterator[slice]:
     """Columns of each block; all columns are one block where no widths are given."""
     widths = [n_features] if widths is None else list(widths)
     if sum(widths) != n_features:
@@ -70,7 +70,7 @@ class BlockAverage(TransformerMixin, BaseEstimator):
             If the widths differ, or do not add up to the columns of X.
         """
         X = validate_data(self, X, dtype=(np.float64, np.float32))
-        widths = {s.stop - s.start for s in _slices(self.widths, X.shape[1])}
+        widths = {s.stop - s.start for s in slice_columns(self.widths, X.shape[1])}
         if len(widths) > 1:
             msg = f"blocks of widths {sorted(widths)} cannot be averaged: use fusion='aligned', 'concat' or 'late'"
             raise UsageError(msg)
@@ -80,7 +80,7 @@ class BlockAverage(TransformerMixin, BaseEstimator):
         """Return the mean of the blocks, of shape (n, width)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return np.mean([X[:, s] for s in _slices(self.widths, X.shape[1])], axis=0)
+        return np.mean([X[:, s] for s in slice_columns(self.widths, X.shape[1])], axis=0)
 
 
 class AlignedAverage(TransformerMixin, BaseEstimator):
@@ -116,7 +116,7 @@ class AlignedAverage(TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> AlignedAverage:
         """Fit scaling, PCA and rotation of every block."""
         X = validate_data(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
-        slices = list(_slices(self.widths, X.shape[1]))
+        slices = list(slice_columns(self.widths, X.shape[1]))
         self.n_components_ = min(len(X) - 1, *(s.stop - s.start for s in slices))
         self.scalers_ = [StandardScaler().fit(X[:, s]) for s in slices]
         self.projections_ = []
@@ -140,7 +140,7 @@ class AlignedAverage(TransformerMixin, BaseEstimator):
         """Return the mean of the aligned blocks, of shape (n, n_components_)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        parts = zip(_slices(self.widths, X.shape[1]), self.scalers_, self.projections_, strict=True)
+        parts = zip(slice_columns(self.widths, X.shape[1]), self.scalers_, self.projections_, strict=True)
         return np.mean([scaler.transform(X[:, s]) @ projection for s, scaler, projection in parts], axis=0)
 
 
@@ -170,14 +170,14 @@ class LateFusionClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         estimator = LinearSVC() if self.estimator is None else self.estimator
-        self.estimators_ = [clone(estimator).fit(X[:, s], y) for s in _slices(self.widths, X.shape[1])]
+        self.estimators_ = [clone(estimator).fit(X[:, s], y) for s in slice_columns(self.widths, X.shape[1])]
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the mean decision values: of shape (n,) for two classes, else (n, n_classes)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        columns = _slices(self.widths, X.shape[1])
+        columns = slice_columns(self.widths, X.shape[1])
         return np.mean([e.decision_function(X[:, s]) for e, s in zip(self.estimators_, columns, strict=True)], axis=0)
 
     def predict(self, X: Any) -> np.ndarray:

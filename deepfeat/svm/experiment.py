@@ -7,23 +7,32 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.svm import SVC, LinearSVC
 
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import class_scores, evaluate
 from deepfeat.fusion import FUSIONS, VIEW_RULES
 from deepfeat.splits import hold_out, make_folds
+from deepfeat.svm.resources import Resources, check_memory, one_blas_thread, take_products
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Samples, binarise, load_samples
 from deepfeat.svm.search import (
+    CLASSIFIERS,
     LOSSES,
     PARAMETERS,
+    Search,
     check_class_weights,
-    converged,
+    exact_search,
     grid_search,
     make_grid,
     make_pipeline,
-    out_of_fold,
+    make_svm,
 )
+from deepfeat.svm.selection import choose_blocks, is_choice
+
+#: What does the work: the engine for the kind of SVM, or scikit-learn.
+ENGINES = ("auto", "sklearn")
+_ENGINE_NAMES = {LinearSVC: "newton", SVC: "libsvm on kept kernels"}
 
 
 def fit_svm(
@@ -34,13 +43,17 @@ def fit_svm(
     views: str | None = "average",
     kernel: str = "linear",
     loss: str = "squared_hinge",
-    param_grid: Mapping[str, Sequence[Any]] | None = None,
+    classifier: str = "auto",
+    param_grid: Mapping[str, Sequence[Any]] | str | None = None,
     class_weight: Any = "balanced",
     positive: str | None = None,
     labels: pd.Series | Mapping[str, str | None] | None = None,
     test: str | float | None = "split",
     cv: Any = 5,
     scoring: Any = "balanced_accuracy",
+    engine: str = "auto",
+    refit: str = "auto",
+    max_memory: float | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
 ) -> SVMResult:
@@ -55,7 +68,8 @@ def fit_svm(
     features : path, FeatureStore, or tuple
         A feature store, or plain arrays as (X, y) or (X, y, groups).
     backbones : str or list of str, optional
-        Blocks of the store by name or key; all if None.
+        Blocks of the store by name or key; all if None. "top-N", such as "top-2", joins the N blocks that are the best
+        alone, and "all-subsets" takes the best of all sets of blocks; both by cross-validation on the training rows.
     fusion : {"concat", "average", "aligned", "late"}
         Blocks side by side; their mean, for blocks of one embedding space; their
         mean after alignment, see `deepfeat.fusion.AlignedAverage`; or the mean of
@@ -66,12 +80,14 @@ def fit_svm(
         decision values. The views of an image are never on two sides of a split. With None,
         the images themselves alone, and any block that is named.
     kernel : {"linear", "rbf"}
-        LinearSVC (one-vs-rest) or SVC.
     loss : {"squared_hinge", "hinge"}
         Of LinearSVC; SVC has the hinge loss.
-    param_grid : mapping, optional
+    classifier : {"auto", "LinearSVC", "SVC"}
+        LinearSVC (one against the rest) for the linear kernel and SVC (one against one) for the rbf
+        kernel with "auto".
+    param_grid : mapping or "auto", optional
         Values of "C" and, for the rbf kernel, "gamma"; see `deepfeat.svm.search.make_grid`
-        for the default.
+        for the default. "auto" widens the default as long as the best value is at its edge.
     class_weight : "balanced", None, mapping of label to weight, or a list of these
         A list is searched.
     positive : str, optional
@@ -85,8 +101,16 @@ def fit_svm(
         Folds for choosing parameters; stratified, and grouped where images have groups.
     scoring : str or callable
         Any scorer of scikit-learn.
+    engine : {"auto", "sklearn"}
+        "auto" solves the same problems exactly, all candidates of a fold together: LinearSVC by Newton's method along
+        the path of C, SVC by libsvm on kernels that are computed once. "sklearn" fits each candidate on each
+        fold with scikit-learn.
+    refit : {"auto", "sklearn"}
+        What fits the final pipeline on all training rows: the engine, or scikit-learn.
+    max_memory : float, optional
+        Bytes that the engine may use for what it computes; half of the machine's memory if None.
     n_jobs : int, optional
-        Fits at a time, as in joblib.
+        Threads, as in joblib, each with one BLAS thread. One with all BLAS threads if None.
     seed : int
         Of splits, folds and LinearSVC.
 
@@ -120,9 +144,16 @@ def fit_svm(
     True
     """
     _check_choices(
-        fusion=(fusion, FUSIONS), views=(views, VIEW_RULES), kernel=(kernel, tuple(PARAMETERS)), loss=(loss, LOSSES)
+        fusion=(fusion, FUSIONS),
+        views=(views, VIEW_RULES),
+        kernel=(kernel, tuple(PARAMETERS)),
+        loss=(loss, LOSSES),
+        classifier=(classifier, CLASSIFIERS),
+        engine=(engine, ENGINES),
+        refit=(refit, ENGINES),
     )
-    samples = load_samples(features, backbones, labels, views=views is not None)
+    svm = make_svm(kernel, loss, classifier, seed)
+    samples = load_samples(features, None if is_choice(backbones) else backbones, labels, views=views is not None)
     if fusion == "average" and not samples.averageable:
         msg = (
             f"fusion='average' is not defined for {' and '.join(samples.blocks)}, "
@@ -135,11 +166,31 @@ def fit_svm(
     train, held_out = _train_and_test(samples, test, seed)
     X, y = samples.X[train], _plain(samples.y)[train]
     folds = make_folds(y, samples.sets[train], cv, seed)
-    grid = make_grid(kernel, param_grid, _by_target(class_weight, classes, positive), sum(samples.blocks.values()))
-    check_class_weights(grid["class_weight"], np.unique(y).tolist())
-    pipeline = make_pipeline(kernel, loss, fusion, list(samples.blocks.values()), seed, len(samples.views), views)
-    fitted, best_params, cv_results = grid_search(pipeline, grid, X, y, folds, scoring, n_jobs)
-    predictions = _predictions(samples, train, out_of_fold(fitted, X, y, folds, n_jobs), classes, positive)
+    weights = _by_target(class_weight, classes, positive)
+    check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
+
+    def search(chosen: Samples, rows: np.ndarray) -> Search:
+        widths = list(chosen.blocks.values())
+        grid = make_grid(kernel, param_grid, weights, sum(widths))
+        pipeline = make_pipeline(svm, fusion, widths, len(chosen.views), views)
+        if engine == "sklearn":
+            return grid_search(pipeline, grid, rows, y, folds, scoring, n_jobs)
+        use = Resources(take_products(max_memory), widths, n_jobs)
+        extend = isinstance(param_grid, str)
+        with one_blas_thread(n_jobs):
+            return exact_search(pipeline, grid, rows, y, folds, scoring, use, extend=extend, refit=refit)
+
+    if engine != "sklearn":
+        stacked = len(samples.views) if views in ("augment", "vote") else 1
+        columns = X.shape[1] // len(samples.views)
+        check_memory(svm, len(y) * stacked, columns, X.dtype.itemsize, max_memory)
+    tried = None
+    if isinstance(backbones, str) and is_choice(backbones):
+        samples, found, tried = choose_blocks(samples, backbones, train, search)
+    else:
+        found = search(samples, X)
+    fitted = found.pipeline
+    predictions = _predictions(samples, train, found.out_of_fold, classes, positive)
     if len(held_out):
         values = class_scores(fitted.decision_function(samples.X[held_out]))
         tested = fitted.predict(samples.X[held_out]), values, np.full(len(held_out), "test", object)
@@ -151,8 +202,8 @@ def fit_svm(
     )
     return SVMResult(
         pipeline=fitted,
-        best_params=best_params,
-        cv_results=cv_results,
+        best_params=found.best_params,
+        cv_results=found.cv_results,
         metrics=evaluation.metrics,
         per_class=evaluation.per_class,
         confusion=evaluation.confusion,
@@ -162,7 +213,9 @@ def fit_svm(
         views=samples.views,
         evaluated_on=evaluated_on,
         scoring=str(scoring),
-        warnings=[*samples.notes, *_doubts(fitted, cv_results)],
+        subsets=tried,
+        engine="sklearn" if engine == "sklearn" else _ENGINE_NAMES[type(svm)],
+        warnings=[*samples.notes, *_doubts(found.cv_results)],
     )
 
 
@@ -234,10 +287,10 @@ def _predictions(
     return table
 
 
-def _doubts(fitted: Any, cv_results: pd.DataFrame) -> list[str]:
+def _doubts(cv_results: pd.DataFrame) -> list[str]:
     best = cv_results.loc[cv_results["rank"].idxmin()]
     doubts = [f"the best {name} is at the edge of its grid: widen it" for name in best["at_edge"]]
-    if not converged(fitted) or not best["converged"]:
+    if not best["converged"]:
         doubts.append("the chosen SVM did not converge: its numbers may change with more iterations or a smaller C")
     unsettled = int((~cv_results["converged"]).sum())
     if unsettled:

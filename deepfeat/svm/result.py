@@ -20,7 +20,8 @@ class SVMResult:
     best_params : dict
         C, class_weight and, for the rbf kernel, gamma.
     cv_results : pandas.DataFrame
-        One row per candidate: parameters, mean, std, each fold, converged, at_edge, fit_seconds, rank.
+        One row per candidate: parameters, mean, std, each fold, converged, gap (largest duality gap over objective; NaN
+        where the engine does not tell), at_edge, rank.
     metrics : pandas.DataFrame
         Indexed by metric, column ``value``; of the test rows where there are any, else of the out-of-fold predictions.
     per_class : pandas.DataFrame
@@ -39,8 +40,12 @@ class SVMResult:
         "test" or "out-of-fold".
     scoring : str
         What was maximised to choose the parameters.
+    engine : str
+        What solved the problems: "newton", "libsvm on kept kernels" or "sklearn".
     warnings : list of str
         What a reader of the numbers should know.
+    subsets : pandas.DataFrame or None
+        Where blocks were chosen, one row for each set of blocks that was tried: blocks, mean, std, best_params.
     """
 
     pipeline: Pipeline
@@ -55,7 +60,9 @@ class SVMResult:
     views: tuple[str, ...]
     evaluated_on: str
     scoring: str
+    engine: str
     warnings: list[str]
+    subsets: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         return f"<SVMResult on {', '.join(self.blocks)}: {self._headline()}>"

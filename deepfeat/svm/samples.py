@@ -51,6 +51,14 @@ class Samples:
     notes: list[str]
     views: tuple[str, ...] = ("original",)
 
+    def select(self, chosen: Sequence[str]) -> Samples:
+        """Return the same rows with some of the blocks, of every view."""
+        numbers = np.repeat(list(self.blocks), list(self.blocks.values()))
+        columns = np.tile(np.isin(numbers, list(chosen)), len(self.views))
+        return replace(
+            self, X=self.X[:, columns], blocks={name: self.blocks[name] for name in self.blocks if name in chosen}
+        )
+
 
 def load_samples(features: Any, backbones: str | Sequence[str] | None, labels: Any, *, views: bool = True) -> Samples:
     """Accept a store, a path, or plain arrays."""

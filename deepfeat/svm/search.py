@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, ParameterGrid
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -21,14 +21,17 @@ from deepfeat.errors import UsageError
 from deepfeat.evaluation import class_scores
 from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier, ViewsClassifier
 from deepfeat.splits import Fold
+from deepfeat.svm.paths import fit_path
+from deepfeat.svm.resources import Resources
 
 PARAMETERS = {"linear": ("C",), "rbf": ("C", "gamma")}
 LOSSES = ("squared_hinge", "hinge")
 
+#: LinearSVC, or SVC with libsvm's one against one; "auto" is LinearSVC for the linear kernel.
+CLASSIFIERS = ("auto", "LinearSVC", "SVC")
 
-def make_pipeline(
-    kernel: str, loss: str, fusion: str, widths: Sequence[int], seed: int, n_views: int = 1, views: str | None = None
-) -> Pipeline:
+
+def make_pipeline(svm: Any, fusion: str, widths: Sequence[int], n_views: int = 1, views: str | None = None) -> Pipeline:
     """Build the unfitted classifier: views, fusion of the blocks, scaling, SVM.
 
     Returns
@@ -36,7 +39,7 @@ def make_pipeline(
     sklearn.pipeline.Pipeline
         It takes the blocks side by side, (n, n_views * sum of widths).
     """
-    single = _single_view_pipeline(kernel, loss, fusion, widths, seed)
+    single = _single_view_pipeline(svm, fusion, widths)
     if n_views == 1:
         return single
     if views == "average":
@@ -44,11 +47,23 @@ def make_pipeline(
     return Pipeline([("views", ViewsClassifier(single, n_views, str(views)))])
 
 
-def _single_view_pipeline(kernel: str, loss: str, fusion: str, widths: Sequence[int], seed: int) -> Pipeline:
-    if kernel == "linear":
-        svm = LinearSVC(loss=loss, dual="auto", random_state=seed)
-    else:
-        svm = SVC(kernel="rbf", decision_function_shape="ovr", cache_size=1000)
+def make_svm(kernel: str, loss: str, classifier: str, seed: int) -> LinearSVC | SVC:
+    """Build the unfitted SVM.
+
+    Raises
+    ------
+    UsageError
+        If LinearSVC is asked for another kernel than the linear one.
+    """
+    if kernel == "linear" and classifier != "SVC":
+        return LinearSVC(loss=loss, dual="auto", random_state=seed)
+    if classifier == "LinearSVC":
+        msg = f"classifier='LinearSVC' has no kernel {kernel!r}: use classifier='SVC', or kernel='linear'"
+        raise UsageError(msg)
+    return SVC(kernel=kernel, decision_function_shape="ovr", cache_size=1000)
+
+
+def _single_view_pipeline(svm: Any, fusion: str, widths: Sequence[int]) -> Pipeline:
     steps: list[tuple[str, Any]] = [("scale", StandardScaler()), ("svm", svm)]
     if len(widths) > 1:
         if fusion == "late":
@@ -70,7 +85,7 @@ def svm_prefix(pipeline: Pipeline) -> str:
 
 
 def make_grid(
-    kernel: str, param_grid: Mapping[str, Sequence[Any]] | None, class_weight: Any, n_features: int
+    kernel: str, param_grid: Mapping[str, Sequence[Any]] | str | None, class_weight: Any, n_features: int
 ) -> dict[str, list[Any]]:
     """Complete the grid: defaults, and the class weights to search.
 
@@ -82,12 +97,15 @@ def make_grid(
     defaults: dict[str, list[Any]] = {"C": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}
     if kernel == "rbf":
         defaults = {"C": [0.1, 1.0, 10.0, 100.0], "gamma": [factor / n_features for factor in (0.1, 0.3, 1.0)]}
-    given = dict(param_grid or {})
+    if isinstance(param_grid, str) and param_grid != "auto":
+        msg = f"param_grid is {param_grid!r}: use 'auto', or a mapping such as {{'C': [0.001, 0.01]}}"
+        raise UsageError(msg)
+    given = {} if isinstance(param_grid, str) else dict(param_grid or {})
     unknown = sorted(set(given) - set(PARAMETERS[kernel]))
     if unknown:
         msg = f"param_grid names {unknown[0]!r}: the {kernel} kernel has {', '.join(PARAMETERS[kernel])}"
         raise UsageError(msg)
-    grid = {name: list(np.ravel(given.get(name, values)).tolist()) for name, values in defaults.items()}
+    grid = {name: _as_list(given.get(name, values)) for name, values in defaults.items()}
     for name, values in grid.items():
         wrong = [v for v in values if not (v == "scale" and name == "gamma") and not _is_positive(v)]
         if wrong or not values:
@@ -99,6 +117,12 @@ def make_grid(
             raise UsageError(msg)
     grid["class_weight"] = list(class_weight) if isinstance(class_weight, list | tuple) else [class_weight]
     return grid
+
+
+def _as_list(values: Any) -> list[Any]:
+    """One value or several, as numbers of Python."""
+    several = [values] if isinstance(values, str) or np.ndim(values) == 0 else list(values)
+    return [value.item() if isinstance(value, np.generic) else value for value in several]
 
 
 def check_class_weights(weights: Sequence[Any], classes: Sequence[Any]) -> None:
@@ -139,6 +163,163 @@ def converged(pipeline: Pipeline) -> bool:
     return bool(last.n_iter_ < last.max_iter) if isinstance(last, LinearSVC) else last.fit_status_ == 0
 
 
+class Search(NamedTuple):
+    """What a search found.
+
+    Attributes
+    ----------
+    pipeline : Pipeline
+        Fitted on all rows at the best parameters.
+    best_params : dict
+    cv_results : pandas.DataFrame
+        One row per candidate: its parameters, mean and std of the score, the score of each fold,
+        ``converged`` on every fold, ``gap`` (largest duality gap over objective, NaN where the engine does not tell),
+        ``at_edge`` of the grid (names of the parameters), rank.
+    out_of_fold : tuple of ndarray
+        Predictions of shape (n,), decision values of shape (n, n_classes) with NaN for a row in no fold's test part,
+        and the number of the fold that tested each row, -1 for none; at the best parameters.
+    """
+
+    pipeline: Pipeline
+    best_params: dict[str, Any]
+    cv_results: pd.DataFrame
+    out_of_fold: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class _Decided(ClassifierMixin, BaseEstimator):
+    """A classifier that has decided already, for scorers."""
+
+    def __init__(self, classes: np.ndarray, decision: np.ndarray, predicted: np.ndarray) -> None:
+        self.classes_, self._decision, self._predicted = classes, decision, predicted
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the decision values."""
+        return self._decision
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the predicted classes."""
+        return self._predicted
+
+
+def exact_search(
+    pipeline: Pipeline,
+    grid: Mapping[str, Sequence[Any]],
+    X: np.ndarray,
+    y: np.ndarray,
+    folds: Sequence[Fold],
+    scoring: Any,
+    use: Resources,
+    *,
+    extend: bool = False,
+    refit: str = "auto",
+) -> Search:
+    """Score every candidate on every fold, all candidates of a fold at once, and fit the best on all rows.
+
+    Parameters
+    ----------
+    extend : bool
+        Whether to widen the grid as long as the best value is at its edge, up to `LIMITS`.
+    refit : {"auto", "sklearn"}
+        Whether the pipeline is fitted by the engine, or by scikit-learn.
+    """
+    scores = _Scores(pipeline, X, y, folds, scoring, use)
+    scores.add(list(ParameterGrid({name: list(values) for name, values in grid.items()})))
+    while extend:
+        wider = _widened(grid, scores.candidates[scores.best])
+        if wider is None:
+            break
+        grid, fresh = wider
+        scores.add(fresh)
+    best = dict(scores.candidates[scores.best])
+    if refit == "sklearn":
+        prefix = svm_prefix(pipeline)
+        fitted = clone(pipeline).set_params(**{prefix + name: value for name, value in best.items()}).fit(X, y)
+    else:
+        fitted = fit_path(pipeline, X, y, [best], use).estimator(0)
+    return Search(fitted, best, scores.table(grid), scores.out_of_fold())
+
+
+class _Scores:
+    """Scores of candidates on folds, to which more candidates can be added."""
+
+    def __init__(self, pipeline: Pipeline, X: Any, y: Any, folds: Sequence[Fold], scoring: Any, use: Resources) -> None:
+        self._pipeline, self._X, self._y, self._folds = pipeline, X, y, folds
+        self._scorer, self._use = check_scoring(pipeline, scoring), use
+        # A scorer that has a name asks for predictions and decisions alone; another may look at the estimator.
+        self._decided = isinstance(scoring, str)
+        self.candidates: list[dict[str, Any]] = []
+        self._scores = np.empty((0, len(folds)))
+        self._gaps, self._converged = np.empty((0, len(folds))), np.empty((0, len(folds)), bool)
+        self._outcomes: list[list[tuple[np.ndarray, np.ndarray]]] = []
+
+    @property
+    def best(self) -> int:
+        """Number of the first candidate with the best mean score, in the order of the grid."""
+        return int(self._scores.mean(axis=1).argmax())
+
+    def add(self, candidates: list[dict[str, Any]]) -> None:
+        """Score more candidates on every fold."""
+        columns = [self._score_fold(train, test, candidates) for train, test in self._folds]
+        scores, gaps, converged, outcomes = zip(*columns, strict=True)
+        self.candidates += candidates
+        self._scores = np.vstack([self._scores, np.column_stack(scores)])
+        self._gaps = np.vstack([self._gaps, np.column_stack(gaps)])
+        self._converged = np.vstack([self._converged, np.column_stack(converged)])
+        self._outcomes += [list(cell) for cell in zip(*outcomes, strict=True)]
+
+    def _score_fold(
+        self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]]
+    ) -> tuple[list[float], np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        X, y = self._X[test], self._y[test]
+        path = fit_path(self._pipeline, self._X[train], self._y[train], candidates, self._use)
+        classes = np.unique(self._y[train])
+        outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(X)]
+        scores = []
+        for index, (predicted, decision) in enumerate(outcomes):
+            estimator = _Decided(classes, decision, predicted) if self._decided else path.estimator(index)
+            scores.append(float(self._scorer(estimator, X, y)))
+        return scores, path.gaps, path.converged, outcomes
+
+    def table(self, grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+        """Return one row per candidate, see `Search`."""
+        table = _parameter_columns(self.candidates, grid)
+        table["mean"], table["std"] = self._scores.mean(axis=1), self._scores.std(axis=1)
+        for fold, scores in enumerate(self._scores.T):
+            table[f"fold{fold}"] = scores
+        table["converged"] = self._converged.all(axis=1)
+        table["gap"] = self._gaps.max(axis=1)
+        table["at_edge"] = [tuple(edges(candidate, grid)) for candidate in self.candidates]
+        table["rank"] = table["mean"].rank(method="min", ascending=False).astype(int)
+        return table
+
+    def out_of_fold(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return predictions, decision values and folds at the best candidate, see `Search`."""
+        parts = [(predicted, class_scores(decision)) for predicted, decision in self._outcomes[self.best]]
+        return _pool(self._y, self._folds, parts)
+
+
+#: How far a grid is widened.
+LIMITS = {"C": (1e-9, 1e6), "gamma": (1e-12, 1e3)}
+
+
+def _widened(
+    grid: Mapping[str, Sequence[Any]], best: Mapping[str, Any]
+) -> tuple[dict[str, list[Any]], list[dict[str, Any]]] | None:
+    """Add a value beyond each edge that the best candidate is at; the wider grid and its new candidates, or None."""
+    wider = {name: list(values) for name, values in grid.items()}
+    for name in edges(best, grid):
+        values = sorted(v for v in grid[name] if _is_positive(v))
+        step = values[1] / values[0]
+        beyond = values[0] / step if best[name] == values[0] else values[-1] * step
+        if LIMITS[name][0] <= beyond <= LIMITS[name][1]:
+            wider[name].append(float(f"{beyond:.6g}"))
+    if wider == dict(grid):
+        return None
+    old = [repr(sorted(candidate.items())) for candidate in ParameterGrid(dict(grid))]
+    fresh = [c for c in ParameterGrid(wider) if repr(sorted(c.items())) not in old]
+    return wider, fresh
+
+
 def grid_search(
     pipeline: Pipeline,
     grid: Mapping[str, Sequence[Any]],
@@ -147,19 +328,8 @@ def grid_search(
     folds: Sequence[Fold],
     scoring: Any,
     n_jobs: int | None,
-) -> tuple[Pipeline, dict[str, Any], pd.DataFrame]:
-    """Fit every candidate on every fold, and the best on all rows.
-
-    Returns
-    -------
-    pipeline : Pipeline
-        Fitted on all rows at the best parameters.
-    best_params : dict
-    cv_results : pandas.DataFrame
-        One row per candidate: its parameters, mean and std of the score, the
-        score of each fold, ``converged`` on every fold, ``at_edge`` of the grid
-        (names of the parameters), seconds of one fit, rank.
-    """
+) -> Search:
+    """Let scikit-learn fit every candidate on every fold, and the best on all rows: the reference for the engine."""
     prefix = svm_prefix(pipeline)
     search = GridSearchCV(
         pipeline,
@@ -175,24 +345,30 @@ def grid_search(
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(X, y)
     best = {name.removeprefix(prefix): value for name, value in search.best_params_.items()}
-    return search.best_estimator_, best, _result_table(search.cv_results_, grid, prefix, len(folds))
+    fitted = search.best_estimator_
+    table = _result_table(search.cv_results_, grid, prefix, len(folds))
+    return Search(fitted, best, table, out_of_fold(fitted, X, y, folds, n_jobs))
 
 
 def _result_table(
     results: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], prefix: str, n_folds: int
 ) -> pd.DataFrame:
     params = [{name: p[prefix + name] for name in grid} for p in results["params"]]
-    table = pd.DataFrame(
-        {name: pd.Series([p[name] for p in params], dtype=None if name != "class_weight" else object) for name in grid}
-    )
+    table = _parameter_columns(params, grid)
     table["mean"], table["std"] = results["mean_test_score"], results["std_test_score"]
     for fold in range(n_folds):
         table[f"fold{fold}"] = results[f"split{fold}_test_score"]
     table["converged"] = results["mean_test_converged"] == 1
+    table["gap"] = np.nan
     table["at_edge"] = [tuple(edges(p, grid)) for p in params]
-    table["fit_seconds"] = results["mean_fit_time"]
     table["rank"] = results["rank_test_score"]
     return table
+
+
+def _parameter_columns(params: Sequence[Mapping[str, Any]], grid: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {name: pd.Series([p[name] for p in params], dtype=None if name != "class_weight" else object) for name in grid}
+    )
 
 
 def edges(params: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -217,6 +393,13 @@ def out_of_fold(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         parts = Parallel(n_jobs=n_jobs)(delayed(_fit_predict)(clone(pipeline), X, y, *fold) for fold in folds)
+    return _pool(y, folds, parts)
+
+
+def _pool(
+    y: np.ndarray, folds: Sequence[Fold], parts: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put the predictions and decision values of each fold's test rows in their places."""
     predicted = np.empty(len(y), y.dtype)
     decision = np.full((len(y), len(np.unique(y))), np.nan)
     fold_of = np.full(len(y), -1)

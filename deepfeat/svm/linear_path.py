@@ -1,0 +1,193 @@
+"""LinearSVC's problems along the path of C: every class and every value, exactly.
+
+Newton's method (see `deepfeat.svm.newton`) goes from each value of C to the next. Before that the rows are turned
+into others with the same products: into as many coordinates as there are rows, where there are more
+features than that, and so that the principal directions with the largest variance are coordinates of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from joblib import Parallel, delayed
+from scipy.linalg import solve_triangular
+
+from deepfeat.svm.newton import Problem, State, solve
+from deepfeat.svm.systems import Rows, Systems
+
+#: Steps end when the duality gap is below this part of the objective; rounding does not let it be seen further.
+TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-7}
+
+#: Rows with no more values than this are turned into float64 as a whole.
+_SMALL = 2_000_000
+
+#: A solution whose duality gap in float64 is below this part of the objective counts as converged.
+CONVERGED = 1e-5
+
+#: Principal directions that become coordinates.
+_LEADING = 64
+
+#: Rows that are turned into float64 at once.
+_CHUNK = 1024
+
+
+class Path(NamedTuple):
+    """Solutions of k problems for each value of C.
+
+    Attributes
+    ----------
+    coef : ndarray of shape (n_values, k, p), float64
+    gap : ndarray of shape (n_values, k), float64
+        Duality gap over objective.
+    steps : ndarray of shape (n_values, k), int
+        Newton steps.
+    """
+
+    coef: np.ndarray
+    gap: np.ndarray
+    steps: np.ndarray
+
+
+def solve_path(
+    rows: np.ndarray,
+    signs: np.ndarray,
+    costs: np.ndarray,
+    values: Sequence[float],
+    loss: str = "squared_hinge",
+    *,
+    moment: np.ndarray | None = None,
+    n_jobs: int | None = None,
+) -> Path:
+    """Solve k binary problems for each value of C, the least first, each from the solution before.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, p), float32 or float64
+        Scaled features and a last column of ones.
+    signs, costs : ndarray of shape (n, k), float64
+        See `deepfeat.svm.newton.Problem`.
+    values : sequence of float
+        Values of C, in any order.
+    loss : {"squared_hinge", "hinge"}
+    moment : ndarray of shape (p, p), optional
+        Rows transposed times rows, where that is known already.
+    n_jobs : int, optional
+        Threads, as in joblib; each takes one problem at a time.
+
+    Returns
+    -------
+    Path
+        In the order of ``values``.
+    """
+    n, k = signs.shape
+    if rows.size <= _SMALL and rows.dtype != np.float64:
+        rows, moment = rows.astype(np.float64), None
+    turn = _Compression(rows) if rows.shape[1] > n else _Reflection(rows, moment)
+    coef = np.empty((len(values), k, turn.shared.rows.shape[1]))
+    dual, steps = np.empty((len(values), k, n)), np.zeros((len(values), k), int)
+
+    def follow(column: int) -> None:
+        state, systems, before = State(n, coef.shape[2]), Systems(turn.shared), 0.0
+        problem = Problem(turn.shared.rows, signs[:, column], costs[:, column], loss)
+        for place in np.argsort(values, kind="stable"):
+            C = float(values[place])
+            steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[rows.dtype])
+            coef[place, column], dual[place, column] = state.w, state.u
+            before = C
+
+    def polish(place: int, column: int) -> None:
+        shared = turn.shared.double
+        problem = Problem(shared.rows, signs[:, column], costs[:, column], loss)
+        state = State(n, coef.shape[2])
+        state.w, state.u, C = coef[place, column], dual[place, column], float(values[place])
+        state.f = shared.rows @ state.w
+        steps[place, column] += solve(problem, C, C, state, Systems(shared), TOLERANCE[shared.rows.dtype])
+        coef[place, column], dual[place, column] = state.w, state.u
+
+    # Problems with many rows of both signs take the longest; no thread is to be left alone with one at the end.
+    order = np.argsort(-np.minimum((signs > 0).sum(axis=0), (signs < 0).sum(axis=0)), kind="stable")
+    Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(follow)(int(column)) for column in order)
+    gap = _gaps(turn.shared.rows, signs, costs, values, loss, coef, dual)
+    rough = np.argwhere(gap > CONVERGED) if rows.dtype != np.float64 else []
+    if len(rough):
+        Parallel(n_jobs=n_jobs, require="sharedmem")(
+            delayed(polish)(int(place), int(column)) for place, column in rough
+        )
+        gap = _gaps(turn.shared.rows, signs, costs, values, loss, coef, dual)
+    coef = turn.back(coef.reshape(-1, coef.shape[2])).reshape(len(values), k, -1)
+    return Path(coef, gap, steps)
+
+
+class _Compression:
+    """Rows in as many coordinates as there are rows: the Cholesky factor of their products."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows.astype(np.float64)
+        gram = self._rows @ self._rows.T
+        # Equal rows make it singular; the ridge is as small as rounding.
+        np.fill_diagonal(gram, gram.diagonal() + 1e-12 * len(gram) * gram.diagonal().max())
+        self._factor = np.linalg.cholesky(gram)
+        self.shared = Rows(self._factor.astype(rows.dtype))
+
+    def back(self, coef: np.ndarray) -> np.ndarray:
+        """Turn coefficients, one set in a row, into those of the features."""
+        return solve_triangular(self._factor, coef.T, lower=True, trans="T").T @ self._rows
+
+
+class _Reflection:
+    """Rows with the leading principal directions as their first coordinates.
+
+    Features share a few directions in which they vary a thousand times more than in others, and rounding in those
+    would drown the rest. On coordinates of their own they do no harm: Cholesky's rounding is relative to the
+    diagonal (Higham 2002, Accuracy and Stability of Numerical Algorithms, theorem 10.6).
+    """
+
+    def __init__(self, rows: np.ndarray, moment: np.ndarray | None) -> None:
+        moment = rows.T @ rows if moment is None else moment
+        basis = _leading_directions(moment, min(_LEADING, len(moment)))
+        left, _, right = np.linalg.svd(basis[: basis.shape[1]])
+        # Turned within its span, the basis differs from the first coordinates by what one reflection undoes.
+        self._normals = basis @ (left @ right).T - np.eye(*basis.shape)
+        self._twice = 2 * np.linalg.pinv(self._normals, rcond=1e-8)
+        self.shared = Rows(self.back(rows), self.back(self.back(moment).T))
+
+    def back(self, rows: np.ndarray) -> np.ndarray:
+        """Reflect rows or coefficients, of shape (n, p); twice makes what was."""
+        return rows - (rows @ self._normals.astype(rows.dtype)) @ self._twice.astype(rows.dtype)
+
+
+def _leading_directions(moment: np.ndarray, count: int) -> np.ndarray:
+    """Nearly the principal directions with the largest variance, by subspace iteration; of shape (p, count)."""
+    basis = np.random.default_rng(0).standard_normal((len(moment), count))
+    for _ in range(4):
+        basis = np.linalg.qr((moment @ basis.astype(moment.dtype)).astype(np.float64))[0]
+    return basis
+
+
+def _gaps(
+    rows: np.ndarray,
+    signs: np.ndarray,
+    costs: np.ndarray,
+    values: Sequence[float],
+    loss: str,
+    coef: np.ndarray,
+    dual: np.ndarray,
+) -> np.ndarray:
+    """Duality gap over objective of every solution, in float64 whatever the rows are."""
+    (n_values, k, p), n = coef.shape, len(rows)
+    w, f = coef.reshape(-1, p), np.empty((n_values * k, n))
+    weights, v = (dual * signs.T).reshape(-1, n), np.zeros((n_values * k, p))
+    for start in range(0, n, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        chunk = rows[part].astype(np.float64)
+        f[:, part] = w @ chunk.T
+        v += weights[:, part] @ chunk
+    gaps = np.empty((n_values, k))
+    for place, C in enumerate(values):
+        for column in range(k):
+            cell = place * k + column
+            problem = Problem(rows, signs[:, column], costs[:, column], loss)
+            gaps[place, column] = problem.gap(float(C), w[cell], f[cell], dual[place, column], v[cell])
+    return gaps

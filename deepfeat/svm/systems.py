@@ -1,0 +1,350 @@
+"""The linear systems of Newton's steps, and the factors with which they are solved.
+
+A factor is kept as long as it serves as a preconditioner: along the path of C the active rows change by ever fewer,
+and a few conjugate gradients cost less than a new factor. Where there are few active rows for the number of
+coefficients, the system is that of the dual variables, with the rows' Gram matrix; otherwise that of the coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepfeat.svm.cholesky import Factor
+
+if TYPE_CHECKING:
+    from deepfeat.svm.newton import Pieces, State
+
+#: A system is solved to this part of its right side; a kept factor may take so many iterations, a new one so many.
+_FORCING, _STALE, _MAX_ITERATIONS = 1e-3, 10, 50
+
+#: The system of the dual variables is solved up to this many times as many active rows as coefficients.
+_FEW = 1.25
+
+#: Part of the active rows that a kept factor must have been made with, and part of all rows that counts as nearly all.
+_KNOWN, _NEARLY_ALL = 0.9, 0.9
+
+Apply = Callable[[np.ndarray], np.ndarray]
+
+
+class Rows:
+    """What all problems on the same rows share.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n, p), float32 or float64
+    moment : ndarray of shape (p, p)
+        Rows transposed times rows.
+    """
+
+    def __init__(self, rows: np.ndarray, moment: np.ndarray | None = None) -> None:
+        self.rows = rows
+        self.moment = rows.T @ rows if moment is None else moment
+        self._lock = threading.RLock()
+        self._factors: dict[int, Factor] = {}
+
+    def factor(self, scale: float) -> Factor:
+        """Return a factor of I + scale * moment, or of a scale within a factor of 2 of it."""
+        power = round(math.log2(scale))
+        with self._lock:
+            if power not in self._factors:
+                self._factors[power] = factorise(self.moment, 2.0**power, 1.0)
+            return self._factors[power]
+
+    @cached_property
+    def double(self) -> Rows:
+        """The same in float64."""
+        with self._lock:
+            return self if self.rows.dtype == np.float64 else Rows(self.rows.astype(np.float64))
+
+
+class Systems:
+    """The systems of one problem.
+
+    Parameters
+    ----------
+    shared : Rows
+    """
+
+    def __init__(self, shared: Rows) -> None:
+        self._shared, self._rows = shared, shared.rows
+        self._moment, self._gram = _Moment(shared), _Gram(shared.rows)
+        self._hessian: tuple[float, Factor] | None = None
+        self._kernel: tuple[np.ndarray, Factor] | None = None
+
+    def solve(
+        self,
+        active: np.ndarray,
+        signs: np.ndarray,
+        pieces: Pieces,
+        base: np.ndarray,
+        state: State,
+        unclipped: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Find the minimum of the piece on which some rows are active.
+
+        Parameters
+        ----------
+        active : ndarray of int
+            Numbers of the active rows.
+        signs : ndarray of shape (n,)
+        pieces : Pieces
+        base : ndarray of shape (p,)
+            Sum of cap y x over the rows at their cap.
+        state : State
+            To start from.
+        unclipped : ndarray
+            Dual variables of the active rows at the state.
+
+        Returns
+        -------
+        w : ndarray of shape (p,), float64
+        u : ndarray, float64
+            Dual variables of the active rows, not clipped.
+        v : ndarray of shape (p,), float64
+            Sum of u y x over the active rows and those at their cap; w, but for what the system is not solved exactly.
+        """
+        if not len(active):
+            return base, np.zeros(0), base
+        part = type(pieces)(*(values[active] for values in pieces))
+        if len(active) <= _FEW * len(base):
+            start = np.clip(state.u[active], 0, part.cap)
+            return self._solve_few(active, signs[active], part, base, start)
+        return self._solve_many(active, signs[active], part, base, state.w, unclipped)
+
+    def _solve_few(
+        self, active: np.ndarray, signs: np.ndarray, part: Pieces, base: np.ndarray, u: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Solve (1/slope + Y K Y) u = 1 + shift/slope - Y f(base), with K the active rows' Gram matrix."""
+        rows, ridge = self._rows[active], 1 / part.slope
+
+        def system(x: np.ndarray) -> np.ndarray:
+            return ridge * x + signs * multiply(rows, sum_all(rows, signs * x))
+
+        def kept() -> Apply:
+            assert self._kernel is not None
+            return _extend(*self._kernel, active, ridge + np.einsum("ij,ij->i", rows, rows))
+
+        def new() -> Apply:
+            self._kernel = active, factorise(self._gram.of(active), 1.0, ridge)
+            return self._kernel[1].solve
+
+        def turned(precondition: Apply) -> Apply:
+            return lambda r: signs * precondition(signs * r)
+
+        serves = self._kernel is not None and np.isin(active, self._kernel[0], assume_unique=True).mean() > _KNOWN
+        ways = [lambda: turned(kept()), lambda: turned(new())] if serves else [lambda: turned(new())]
+        right = 1 + part.shift * ridge - signs * multiply(rows, base)
+        u = u + _iterate(system, ways, right - system(u))
+        w = base + sum_all(rows, signs * u)
+        return w, u, w
+
+    def _solve_many(
+        self,
+        active: np.ndarray,
+        signs: np.ndarray,
+        part: Pieces,
+        base: np.ndarray,
+        w: np.ndarray,
+        unclipped: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Solve (I + Σ slope x xᵀ) change = base + Σ u y x - w, with the dual variables u of the active rows at w."""
+        rows, scale = self._rows[active], float(part.slope.max())
+        self._moment.aim(scatter(part.slope / scale, active, len(self._rows)))
+
+        def system(x: np.ndarray) -> np.ndarray:
+            return x + scale * self._moment.times(x)
+
+        def kept() -> Apply:
+            assert self._hessian is not None
+            return self._hessian[1].solve
+
+        def new() -> Apply:
+            self._hessian = scale, factorise(self._moment.settle(), scale, 1.0)
+            return self._hessian[1].solve
+
+        ways = [new]
+        if self._hessian is not None and 0.5 < scale / self._hessian[0] < 2:
+            ways.insert(0, kept)
+        elif len(active) > _NEARLY_ALL * len(self._rows):
+            ways.insert(0, lambda: self._shared.factor(scale).solve)
+        change = _iterate(system, ways, base + sum_all(rows, signs * unclipped) - w)
+        u = unclipped - part.slope * signs * multiply(rows, change)
+        return w + change, u, base + sum_all(rows, signs * u)
+
+
+class _Moment:
+    """The sum of weight x xᵀ over rows: a matrix for some weights, and rows whose weight has changed since."""
+
+    def __init__(self, shared: Rows) -> None:
+        self._shared, self._rows = shared, shared.rows
+        self._matrix = np.empty((0, 0))
+        self._weights = self._aim = np.empty(0)
+        self._changed, self._change = self._rows[:0], np.empty(0)
+
+    def aim(self, weights: np.ndarray) -> None:
+        """Take weights, of shape (n,), from where the fewest rows differ: the last ones, or one weight for all."""
+        values, counts = np.unique(weights, return_counts=True)
+        same = np.count_nonzero(weights == self._weights) if len(self._weights) else -1
+        if counts.max() > same:
+            common = values[counts.argmax()]
+            self._matrix = self._shared.moment * self._rows.dtype.type(common)
+            self._weights = np.full(len(weights), common)
+        change = weights - self._weights
+        some = np.flatnonzero(change)
+        self._aim, self._changed, self._change = weights, self._rows[some], change[some]
+
+    def times(self, x: np.ndarray) -> np.ndarray:
+        """Multiply with a vector of shape (p,)."""
+        product = multiply(self._matrix, x)
+        return product + sum_all(self._changed, self._change * multiply(self._changed, x))
+
+    def settle(self) -> np.ndarray:
+        """Bring the matrix to its weights, and return it; it must not be changed."""
+        for sign in (1, -1):
+            some = sign * self._change > 0
+            if some.any():
+                part = self._changed[some] * np.sqrt(np.abs(self._change[some, None])).astype(self._rows.dtype)
+                self._matrix += sign * (part.T @ part)
+        self._weights, self._changed, self._change = self._aim, self._rows[:0], np.empty(0)
+        return self._matrix
+
+
+class _Gram:
+    """Products of rows with one another, computed for rows when they are first asked for."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+        self._matrix = np.empty((0, 0), rows.dtype)
+        self._place = np.full(len(rows), -1)
+        self._known = np.empty(0, int)
+
+    def of(self, wanted: np.ndarray) -> np.ndarray:
+        """Return a new array of the products of the wanted rows."""
+        fresh = wanted[self._place[wanted] < 0]
+        if len(fresh) > len(wanted) / 2:
+            self._place[:] = -1
+            self._known, fresh = fresh[:0], wanted
+        if len(fresh):
+            self._grow(fresh)
+        places = self._place[wanted]
+        return self._matrix[np.ix_(places, places)]
+
+    def _grow(self, fresh: np.ndarray) -> None:
+        new, old = self._rows[fresh], len(self._known)
+        matrix = np.empty((old + len(fresh),) * 2, new.dtype)
+        matrix[:old, :old] = self._matrix[:old, :old]
+        matrix[:old, old:] = self._rows[self._known] @ new.T
+        matrix[old:, :old] = matrix[:old, old:].T
+        matrix[old:, old:] = new @ new.T
+        self._place[fresh] = np.arange(old, len(matrix))
+        self._matrix, self._known = matrix, np.concatenate([self._known, fresh])
+
+
+def _extend(known: np.ndarray, factor: Factor, wanted: np.ndarray, diagonal: np.ndarray) -> Apply:
+    """Use a factor made with some rows for others, of which those that it does not know count by their diagonal."""
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    among = known[place] == wanted
+    place = place[among]
+
+    def precondition(r: np.ndarray) -> np.ndarray:
+        z = r / diagonal
+        z[among] = factor.solve(scatter(r[among], place, len(known)))[place]
+        return z
+
+    return precondition
+
+
+def _iterate(system: Apply, ways: Sequence[Callable[[], Apply]], right: np.ndarray) -> np.ndarray:
+    """Conjugate gradients with one preconditioner after the other, each for a few iterations but the last."""
+    x, goal = np.zeros_like(right), _FORCING * float(np.linalg.norm(right))
+    for way in ways:
+        limit = _MAX_ITERATIONS if way is ways[-1] else _STALE
+        change, right, solved = conjugate_gradients(system, way(), right, goal, limit)
+        x += change
+        if solved:
+            break
+    return x
+
+
+def conjugate_gradients(
+    system: Apply, precondition: Apply, right: np.ndarray, goal: float, limit: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Solve a symmetric positive definite system by preconditioned conjugate gradients.
+
+    Parameters
+    ----------
+    system, precondition : callable
+        Multiply a vector with the matrix, and nearly with its inverse.
+    right : ndarray of shape (p,)
+    goal : float
+        Norm of the residual with which the solution is good enough.
+    limit : int
+        Iterations at most.
+
+    Returns
+    -------
+    solution, residual : ndarray of shape (p,)
+    solved : bool
+        Whether the goal was reached.
+    """
+    x, r, product = np.zeros_like(right), right.copy(), 1.0
+    direction = np.zeros_like(right)
+    for iteration in range(limit):
+        if np.linalg.norm(r) <= goal:
+            return x, r, True
+        z = precondition(r)
+        product, before = float(r @ z), product
+        direction = z + (product / before) * direction if iteration else z
+        q = system(direction)
+        step = product / (direction @ q)
+        x += step * direction
+        r = r - step * q
+    return x, r, bool(np.linalg.norm(r) <= goal)
+
+
+def factorise(matrix: np.ndarray, scale: float, ridge: np.ndarray | float) -> Factor:
+    """Factorise scale * matrix + ridge, with a larger ridge where rounding makes that indefinite.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If the matrix is far from positive semidefinite.
+    """
+    more = 0.0
+    while more < 1e-2:
+        total = matrix * matrix.dtype.type(scale)
+        np.fill_diagonal(total, total.diagonal() * (1 + more) + ridge)
+        try:
+            return Factor(total)
+        except np.linalg.LinAlgError:
+            more = 10 * max(more, float(np.finfo(matrix.dtype).eps))
+    raise np.linalg.LinAlgError("the matrix is not positive definite, not even with a ridge")
+
+
+def scatter(values: np.ndarray, where: np.ndarray, n: int) -> np.ndarray:
+    """Return an array of n numbers that are 0 but in some places."""
+    scattered = np.zeros(n)
+    scattered[where] = values
+    return scattered
+
+
+def multiply(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Products of the rows with a vector, in the precision of the rows, as float64."""
+    return (rows @ vector.astype(rows.dtype)).astype(np.float64)
+
+
+def sum_all(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sum of the rows, in their precision, as float64."""
+    return (weights.astype(rows.dtype) @ rows).astype(np.float64)
+
+
+def sum_rows(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sum of the rows whose weight is not 0."""
+    some = np.flatnonzero(weights)
+    return sum_all(rows, weights) if len(some) > 0.5 * len(rows) else sum_all(rows[some], weights[some])

@@ -1,0 +1,393 @@
+"""The engine against scikit-learn, on small problems of every kind."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_classification
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+import deepfeat
+from deepfeat.errors import UsageError
+from deepfeat.svm import newton, resources
+from deepfeat.svm.cholesky import Factor
+from deepfeat.svm.gram import Block, Products, split_columns
+from deepfeat.svm.linear_path import CONVERGED, solve_path
+from deepfeat.svm.systems import conjugate_gradients, factorise
+
+VALUES = [1e-4, 1e-2, 1.0]
+
+
+def problem(shape, seed=0, dtype=np.float64):
+    """Features and labels of one kind."""
+    sizes = {"wide": (40, 90), "tall": (150, 12), "square": (60, 59)}
+    n, d = sizes.get(shape, (120, 15))
+    n_classes = 2 if shape in ("binary", "separable") else 4
+    weights = [0.7, 0.2, 0.06] if shape == "imbalanced" else None
+    X, y = make_classification(
+        n,
+        d,
+        n_informative=min(8, d - 2),
+        n_redundant=0,
+        n_classes=n_classes,
+        weights=weights,
+        class_sep=4.0 if shape == "separable" else 0.8,
+        flip_y=0.0 if shape == "separable" else 0.05,
+        random_state=seed,
+    )
+    y = np.concatenate([y, np.repeat(np.arange(n_classes), 3)])
+    X = np.vstack([X, np.random.default_rng(seed).normal(size=(3 * n_classes, d))])
+    if shape == "duplicated":
+        X, y = np.vstack([X, X[:50]]), np.concatenate([y, y[:50]])
+    if shape == "constant":
+        X[:, 3] = 7.0
+    if shape == "collinear":
+        X = np.column_stack([X, X[:, :5] @ np.ones((5, 4)), 2 * X[:, :2]])
+    return X.astype(dtype), y
+
+
+SHAPES = (
+    "binary",
+    "multi-class",
+    "imbalanced",
+    "separable",
+    "wide",
+    "tall",
+    "square",
+    "duplicated",
+    "constant",
+    "collinear",
+)
+
+
+def tight(loss, C, class_weight):
+    """LinearSVC as exactly as liblinear can."""
+    if loss == "hinge":
+        return LinearSVC(loss="hinge", C=C, class_weight=class_weight, tol=1e-10, max_iter=2_000_000, random_state=0)
+    return LinearSVC(C=C, class_weight=class_weight, dual=False, tol=1e-12, max_iter=100_000)
+
+
+def engine_fit(X, y, C, class_weight, loss="squared_hinge", **options):
+    return deepfeat.fit_svm(
+        (X, y), param_grid={"C": [C]}, class_weight=class_weight, loss=loss, cv=2, test=None, **options
+    ).pipeline
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 3.0, 1: 0.5}], ids=["none", "balanced", "dict"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+def test_decisions_equal_a_tight_fit(shape, loss, class_weight):
+    X, y = problem(shape)
+    scaled = StandardScaler().fit_transform(X)
+    for C in VALUES:
+        expected = tight(loss, C, class_weight).fit(scaled, y).decision_function(scaled)
+        found = engine_fit(X, y, C, class_weight, loss).decision_function(X)
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decisions_in_float32_equal_a_tight_fit(shape):
+    X, y = problem(shape, dtype=np.float32)
+    scaled = StandardScaler().fit_transform(X).astype(np.float64)
+    for C in (*VALUES, 10.0):
+        expected = tight("squared_hinge", C, "balanced").fit(scaled, y).decision_function(scaled)
+        found = engine_fit(X, y, C, "balanced").decision_function(X)
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_svc_equals_scikit_learn(shape, class_weight, kernel):
+    X, y = problem(shape)
+    grid = {"C": [0.1, 10.0], "gamma": [0.02, "scale"]} if kernel == "rbf" else {"C": [0.1, 10.0]}
+    result = deepfeat.fit_svm(
+        (X, y), kernel=kernel, classifier="SVC", param_grid=grid, class_weight=class_weight, cv=3, test=None
+    )
+    pipeline = Pipeline([("scale", StandardScaler()), ("svm", SVC(kernel=kernel, class_weight=class_weight))])
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    reference = GridSearchCV(
+        pipeline, {f"svm__{k}": v for k, v in grid.items()}, cv=folds, scoring="balanced_accuracy"
+    ).fit(X, y)
+    for fold in range(3):
+        np.testing.assert_allclose(result.cv_results[f"fold{fold}"], reference.cv_results_[f"split{fold}_test_score"])
+    assert {f"svm__{k}": v for k, v in result.best_params.items() if k != "class_weight"} == reference.best_params_
+    found, expected = (p.decision_function(X) for p in (result.pipeline, reference.best_estimator_))
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_equal_scikit_learn_to_one_image(shape, loss):
+    X, y = problem(shape)
+    options = {"param_grid": {"C": VALUES}, "cv": 3, "test": None, "loss": loss, "scoring": "accuracy"}
+    found = deepfeat.fit_svm((X, y), **options)
+    expected = deepfeat.fit_svm((X, y), engine="sklearn", **options)
+    for fold in range(3):
+        test = (found.predictions["fold"] == fold).sum()
+        difference = (found.cv_results[f"fold{fold}"] - expected.cv_results[f"fold{fold}"]).abs().max()
+        assert difference <= 1 / test + 1e-12
+    assert (found.engine, expected.engine) == ("newton", "sklearn")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gap_is_certified(dtype):
+    X, y = problem("multi-class", dtype=dtype)
+    result = deepfeat.fit_svm((X, y), param_grid={"C": [1e-6, 1e-3, 1, 100]}, test=None)
+    assert result.cv_results["converged"].all()
+    assert (result.cv_results["gap"].between(-1e-12, CONVERGED)).all()
+
+
+def test_missing_convergence_is_said(monkeypatch):
+    X, y = problem("multi-class")
+    monkeypatch.setattr(newton, "MAX_STEPS", 1)
+    result = deepfeat.fit_svm((X, y), param_grid={"C": [1.0]}, test=None)
+    assert not result.cv_results["converged"].any()
+    assert any("did not converge" in note for note in result.warnings)
+
+
+def test_path_does_not_depend_on_its_order_or_company():
+    X, y = problem("multi-class")
+    rows = np.column_stack([StandardScaler().fit_transform(X), np.ones(len(X))])
+    signs = np.where(y[:, None] == np.arange(4), 1.0, -1.0)
+    costs = np.ones_like(signs)
+    together = solve_path(rows, signs, costs, [1.0, 1e-3, 0.1])
+    for place, C in enumerate([1.0, 1e-3, 0.1]):
+        alone = solve_path(rows, signs[:, [2]], costs[:, [2]], [C])
+        np.testing.assert_allclose(together.coef[place, 2], alone.coef[0, 0], atol=1e-4 * np.abs(alone.coef).max())
+
+
+def test_steps_of_the_best_length_converge_where_whole_steps_are_not_allowed(monkeypatch):
+    X, y = problem("imbalanced")
+    expected = engine_fit(X, y, 1.0, "balanced").decision_function(X)
+    monkeypatch.setattr(newton, "_PATIENCE", 0)
+    found = engine_fit(X, y, 1.0, "balanced").decision_function(X)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_threads_give_the_same(n_jobs):
+    X, y = problem("multi-class")
+    first, second = (deepfeat.fit_svm((X, y), param_grid={"C": VALUES}, test=None, n_jobs=n) for n in (None, n_jobs))
+    np.testing.assert_allclose(
+        first.predictions[[0, 1, 2, 3]].to_numpy(float), second.predictions[[0, 1, 2, 3]].to_numpy(float), atol=1e-6
+    )
+
+
+def test_final_fit_by_scikit_learn():
+    X, y = problem("multi-class")
+    result = deepfeat.fit_svm((X, y), param_grid={"C": [0.01]}, test=None, refit="sklearn", seed=3)
+    pipeline = Pipeline(
+        [("scale", StandardScaler()), ("svm", LinearSVC(C=0.01, class_weight="balanced", random_state=3))]
+    )
+    np.testing.assert_allclose(result.pipeline.decision_function(X), pipeline.fit(X, y).decision_function(X))
+
+
+def test_final_fit_is_closer_to_the_optimum_than_scikit_learns():
+    X, y = problem("tall", dtype=np.float32)
+    scaled = StandardScaler().fit_transform(X).astype(np.float64)
+    best = tight("squared_hinge", 1.0, None).fit(scaled, y)
+    default = LinearSVC(C=1.0, random_state=0).fit(scaled, y)
+    ours = engine_fit(X, y, 1.0, None)["svm"]
+    assert np.abs(ours.coef_ - best.coef_).max() < np.abs(default.coef_ - best.coef_).max()
+
+
+def test_scorer_that_looks_at_the_estimator_gets_a_fitted_one():
+    X, y = problem("multi-class")
+
+    def fewest_coefficients(estimator, X, y):
+        return -np.abs(estimator[-1].coef_).sum()
+
+    result = deepfeat.fit_svm((X, y), param_grid={"C": VALUES}, test=None, scoring=fewest_coefficients)
+    assert result.best_params["C"] == min(VALUES)
+
+
+# The grid that widens itself
+
+
+def test_grid_widens_until_the_best_is_inside():
+    X, y = problem("multi-class")
+    result = deepfeat.fit_svm((X, y), param_grid="auto", test=None)
+    assert result.cv_results.loc[result.cv_results["rank"].idxmin(), "at_edge"] == ()
+    assert not any("edge" in note for note in result.warnings)
+    fixed = deepfeat.fit_svm((X, y), test=None)
+    assert set(fixed.cv_results["C"]) <= set(result.cv_results["C"])
+
+
+def test_grid_does_not_widen_for_ever():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 5)), np.arange(60) % 2
+    result = deepfeat.fit_svm((X, y), param_grid="auto", test=None, scoring=lambda e, X, y: -e[-1].C)
+    assert result.cv_results["C"].min() == pytest.approx(1e-9)
+
+
+def test_unknown_grid_is_named():
+    with pytest.raises(UsageError, match="param_grid is 'wide': use 'auto'"):
+        deepfeat.fit_svm(problem("binary"), param_grid="wide")
+
+
+# Products, computed once
+
+
+def test_products_of_blocks_add_up():
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(7, 9)), rng.normal(size=(5, 9))
+    products = Products(1e9)
+    left, right = split_columns(X, [4, 5]), split_columns(Y, [4, 5])
+    np.testing.assert_allclose(products.gram(left, right), X @ Y.T)
+    np.testing.assert_allclose(products.distances(left, right), ((X[:, None] - Y) ** 2).sum(axis=2))
+    np.testing.assert_allclose(products.moment(left), X.T @ X)
+    assert products.computed == 2 + 2 + 3
+    products.gram(left[:1], right[:1])
+    products.moment([left[1]])
+    assert products.computed == 7
+
+
+def test_products_keep_to_their_limit():
+    blocks = [Block(np.full((10, 10), float(i))) for i in range(5)]
+    products = Products(2 * 800)
+    for block in blocks:
+        products.moment([block])
+    assert sum(kept.nbytes for kept in products._kept.values()) <= 1600
+    products.moment([blocks[-1]])
+    assert products.computed == 5
+
+
+def test_a_block_that_changes_in_one_value_is_another():
+    rows = np.zeros((4, 4))
+    other = rows.copy()
+    other[2, 2] = 1e-300
+    assert Block(rows).digest != Block(other).digest
+    assert Block(rows).digest != Block(rows.reshape(2, 8)).digest
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_second_fit_computes_no_product_again(kernel):
+    X, y = problem("multi-class", seed=11)
+    options = {"kernel": kernel, "test": None, "param_grid": {"C": [0.01]}}
+    deepfeat.fit_svm((X, y), **options)
+    computed = resources._PRODUCTS.computed
+    deepfeat.fit_svm((X, y), class_weight=None, **options)
+    assert resources._PRODUCTS.computed == computed
+
+
+# Memory
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_memory_that_does_not_suffice_is_said_with_the_ways_out(kernel):
+    with pytest.raises(UsageError, match=r"need .* GB and max_memory is 0.0 GB: use .*engine='sklearn'"):
+        deepfeat.fit_svm(problem("tall"), kernel=kernel, max_memory=1000)
+
+
+def test_memory_for_the_linear_kernel_alone_is_said():
+    with pytest.raises(UsageError, match="kernel='linear', which needs"):
+        deepfeat.fit_svm(problem("tall"), kernel="rbf", max_memory=100_000)
+
+
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_memory_that_is_no_number_of_bytes(value):
+    with pytest.raises(UsageError, match="use a number of bytes"):
+        deepfeat.fit_svm(problem("tall"), max_memory=value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classifier": "LinearSVC", "kernel": "rbf"}, "has no kernel 'rbf'"),
+        ({"classifier": "NuSVC"}, "classifier is 'NuSVC'"),
+        ({"engine": "cuml"}, "engine is 'cuml'"),
+        ({"refit": False}, "refit is False"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        deepfeat.fit_svm(problem("tall"), **options)
+
+
+# Choosing blocks
+
+
+@pytest.fixture
+def three_blocks(tmp_path, build_store, make_spec, make_table):
+    X, y = problem("multi-class", dtype=np.float32)
+    rng = np.random.default_rng(0)
+    table = make_table(len(X), label=[str(label) for label in y], group=[None] * len(X))
+    blocks = [
+        (make_spec("NetA"), X[:, :8].copy()),
+        (make_spec("Noise"), rng.normal(size=(len(X), 6)).astype(np.float32)),
+        (make_spec("NetB"), X[:, 8:].copy()),
+    ]
+    return build_store(tmp_path / "features.h5", table, blocks)
+
+
+def test_all_subsets_are_tried(three_blocks):
+    options = {"param_grid": {"C": [0.01, 0.1]}, "test": None}
+    result = deepfeat.fit_svm(three_blocks, backbones="all-subsets", **options)
+    names = ("NetA", "Noise", "NetB")
+    sets = [" + ".join(s) for r in (1, 2, 3) for s in itertools.combinations(names, r)]
+    assert {frozenset(s.split(" + ")) for s in result.subsets["blocks"]} == {frozenset(s.split(" + ")) for s in sets}
+    for row in result.subsets.itertuples():
+        alone = deepfeat.fit_svm(three_blocks, backbones=row.blocks.split(" + "), **options)
+        assert row.mean == pytest.approx(alone.cv_results["mean"].max())
+    assert set(result.blocks) == set(result.subsets["blocks"][0].split(" + "))
+    assert result.pipeline.n_features_in_ == sum(result.blocks.values())
+
+
+def test_top_blocks_are_joined(three_blocks):
+    result = deepfeat.fit_svm(three_blocks, backbones="top-2", param_grid={"C": [0.01]}, test=0.25)
+    alone = result.subsets[~result.subsets["blocks"].str.contains(r"\+")]
+    assert set(result.blocks) == set(alone["blocks"][:2])
+    assert len(result.subsets) == 4
+    assert len(result.predictions) == len(three_blocks.table)
+
+
+@pytest.mark.parametrize(
+    ("backbones", "message"), [("top-4", "there are 3 blocks: use at most 'top-3'"), ("top-0", "top-0")]
+)
+def test_more_blocks_than_there_are(three_blocks, backbones, message):
+    with pytest.raises(Exception, match=message):
+        deepfeat.fit_svm(three_blocks, backbones=backbones)
+
+
+# Linear algebra
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 2, 65])
+def test_factor_solves(n, dtype):
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(n, n))
+    A = A @ A.T + n * np.eye(n)
+    right = rng.normal(size=n)
+    solution = Factor(A.astype(dtype)).solve(right)
+    np.testing.assert_allclose(A @ solution, right, atol=1e-4 if dtype == np.float32 else 1e-12)
+
+
+def test_factor_of_an_indefinite_matrix():
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        Factor(np.diag([1.0, -1.0]))
+    with pytest.raises(np.linalg.LinAlgError, match="not even with a ridge"):
+        factorise(np.diag([1.0, -1.0]), 1.0, 0.0)
+
+
+def test_factor_of_a_matrix_that_rounding_made_indefinite():
+    x = np.ones((3, 1), np.float32)
+    factor = factorise(x @ x.T - np.float32(1e-7) * np.eye(3, dtype=np.float32), 1.0, 0.0)
+    assert np.isfinite(factor.solve(np.ones(3))).all()
+
+
+def test_conjugate_gradients_say_whether_they_reached_the_goal():
+    A = np.diag(np.arange(1.0, 21.0))
+    right = np.ones(20)
+    x, _, solved = conjugate_gradients(lambda v: A @ v, lambda v: v, right, 1e-10, 40)
+    assert solved
+    np.testing.assert_allclose(x, right / np.arange(1, 21), rtol=1e-6)
+    x, left, solved = conjugate_gradients(lambda v: A @ v, lambda v: v, right, 1e-10, 3)
+    assert not solved
+    np.testing.assert_allclose(left, right - A @ x, atol=1e-12)
