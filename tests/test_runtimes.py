@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -15,10 +16,15 @@ from deepfeat.errors import BackboneError, DataWarning, UsageError
 from deepfeat.images import VIEWS
 from deepfeat.runtimes import keras as keras_runtime
 from deepfeat.runtimes import openvino as openvino_runtime
-from deepfeat.runtimes import selection
+from deepfeat.runtimes import selection, startup
 from deepfeat.runtimes.keras import KerasRuntime
 
-needs_openvino = pytest.mark.skipif(not openvino_runtime.is_installed(), reason="the extra openvino is not installed")
+BACKEND = keras.backend.backend()
+needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"Keras is on {BACKEND}")
+needs_openvino = pytest.mark.skipif(
+    BACKEND != "tensorflow" or not openvino_runtime.is_installed(),
+    reason=f"the extra openvino is not installed, or cannot convert from {BACKEND}",
+)
 
 
 def tiny(input_shape):
@@ -179,7 +185,7 @@ def test_auto_takes_openvino_in_float32_and_says_so(caplog):
 def test_auto_takes_keras_where_openvino_is_not_installed(monkeypatch, caplog):
     monkeypatch.setattr(openvino_runtime, "is_installed", lambda: False)
     with caplog.at_level("INFO", "deepfeat"):
-        assert open_any(backbone()).engine == keras.backend.backend()
+        assert open_any(backbone()).engine == BACKEND
     assert "RuntimeTiny: Keras, float32" in caplog.text
     with pytest.raises(UsageError, match=r"pip install 'deepfeat\[openvino\]'"):
         open_any(backbone(), runtime="openvino")
@@ -194,11 +200,19 @@ def test_auto_takes_a_gpu_in_bfloat16(monkeypatch, tmp_path):
     assert selection.resolve("keras", "auto") == ("keras", "float32")
 
 
+def test_auto_takes_keras_where_its_backend_is_none_that_openvino_converts(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert selection.resolve("auto", "auto") == ("keras", "float32")
+    monkeypatch.setattr(KerasRuntime, "engine", "jax")
+    with pytest.raises(BackboneError, match="while Keras is on jax: set KERAS_BACKEND=tensorflow, or use"):
+        open_openvino(backbone())
+
+
 @needs_openvino
 def test_network_that_openvino_gets_wrong_is_run_by_keras(monkeypatch):
     monkeypatch.setattr(openvino_runtime, "TOLERANCE", -1.0)
     with pytest.warns(DataWarning, match=r"RuntimeTiny with a difference of .* from Keras: Keras runs it instead"):
-        assert open_any(backbone()).engine == keras.backend.backend()
+        assert open_any(backbone()).engine == BACKEND
     with pytest.raises(BackboneError, match="with a difference of"):
         open_any(backbone(), runtime="openvino")
 
@@ -252,14 +266,14 @@ def test_batch_size_is_halved_when_memory_is_exhausted(monkeypatch, error, caplo
     chosen = backbone()
     model = chosen.build()
     runtime, x = KerasRuntime(chosen, model, 32), pictures(40)
-    original = runtime._model.predict_on_batch
+    original = runtime._forward
 
     def small_only(batch):
         if len(batch) > 8:
             raise error
         return original(batch)
 
-    monkeypatch.setattr(runtime._model, "predict_on_batch", small_only)
+    monkeypatch.setattr(runtime, "_forward", small_only)
     (features,) = runtime(x)
     assert runtime.batch_size == 8
     assert "out of memory, going on with batches of 8" in caplog.text
@@ -272,7 +286,7 @@ def test_image_that_never_fits_is_one_sentence(monkeypatch):
     def never(batch):
         raise MemoryError
 
-    monkeypatch.setattr(runtime._model, "predict_on_batch", never)
+    monkeypatch.setattr(runtime, "_forward", never)
     with pytest.raises(BackboneError, match="RuntimeTiny does not fit into memory, not even with one image"):
         runtime(pictures(3))
 
@@ -283,7 +297,7 @@ def test_other_errors_are_passed_on(monkeypatch):
     def broken(batch):
         raise ValueError("broken")
 
-    monkeypatch.setattr(runtime._model, "predict_on_batch", broken)
+    monkeypatch.setattr(runtime, "_forward", broken)
     with pytest.raises(ValueError, match="broken"):
         runtime(pictures(3))
 
@@ -294,6 +308,56 @@ def test_keras_in_bfloat16_is_near_float32_and_not_equal():
     (exact,), (mixed,) = (KerasRuntime(chosen, model, 8, p)(pictures(8)) for p in ("float32", "bfloat16"))
     assert mixed.dtype == np.float32
     assert 0 < relative(mixed, exact) < 5e-2
+
+
+@keras.saving.register_keras_serializable()
+class Counting(keras.layers.Layer):
+    """Counts how often Python runs it: once for each time that a model is traced."""
+
+    calls = 0
+
+    def call(self, x):
+        Counting.calls += 1
+        return x
+
+
+@needs_tensorflow
+def test_network_is_traced_once_whatever_the_batch():
+    def build(shape):
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, Counting()(keras.layers.Conv2D(4, 3)(inputs)))
+
+    chosen = backbone(build=build)
+    runtime = KerasRuntime(chosen, chosen.build())
+    before = Counting.calls
+    for count in (1, 7, 8, 100, 33):
+        assert runtime(pictures(count))[0].shape == (count, 4)
+    assert runtime.batch_size != keras_runtime.BATCH_SIZES[0] or not runtime._untried
+    assert Counting.calls == before
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("limit", [None, 100])
+def test_weights_become_constants_unless_they_are_too_many(monkeypatch, limit):
+    from deepfeat.runtimes import tensorflow
+
+    chosen, x = backbone(), pictures(3)
+    features = keras_runtime.feature_model(chosen, chosen.build())
+    if limit:
+        monkeypatch.setattr(tensorflow, "_LARGEST", limit)
+    frozen = tensorflow.freeze(features)
+    assert bool(frozen.captured_inputs) == bool(limit)
+    assert relative(np.asarray(frozen(x)[0]), features.predict_on_batch(x)) < 1e-5
+
+
+def test_collector_is_paused_and_goes_on():
+    assert gc.isenabled()
+    with startup.paused_collection(), startup.paused_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="inside"), startup.paused_collection():
+        raise ValueError("inside")
+    assert gc.isenabled()
 
 
 # ---------------------------------------------------------------------------- one decoding for many, and views

@@ -7,43 +7,17 @@ import difflib
 import logging
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from deepfeat.backbones import Backbone, Preprocessing
 from deepfeat.errors import BackboneError
+from deepfeat.runtimes.startup import paused_collection, quiet_start
 
-
-@contextlib.contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Hold back what TensorFlow writes to standard error while it starts, unless it fails.
-
-    Its C++ side reports compiler flags and absent GPUs there before any log level counts.
-    """
-    try:
-        stderr = os.dup(2)
-    except OSError:  # no standard error, as under a windowed interpreter
-        yield
-        return
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(stderr, 2)
-            sink.seek(0)
-            os.write(2, sink.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_start():
+with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
     import keras
     from keras import ops
 
@@ -96,9 +70,10 @@ class KerasRuntime:
     def __init__(
         self, backbone: Backbone, model: keras.Model, batch_size: int | str = "auto", precision: str = "float32"
     ) -> None:
-        self._model = feature_model(backbone, _as_mixed(model) if precision == "bfloat16" else model)
+        features = feature_model(backbone, _as_mixed(model) if precision == "bfloat16" else model)
+        self._forward = compile_model(features)
         self._name = backbone.name
-        self.shapes = [tuple(int(n) for n in output.shape[1:]) for output in self._model.outputs]
+        self.shapes = [tuple(int(n) for n in output.shape[1:]) for output in features.outputs]
         limit = _largest_batch(model)
         self._untried = [size for size in BATCH_SIZES if size <= limit][1:] if batch_size == "auto" else []
         self.batch_size = int(batch_size) if batch_size != "auto" else BATCH_SIZES[0]
@@ -135,9 +110,7 @@ class KerasRuntime:
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         lacking = self.batch_size - len(images)
         batch = np.pad(images, ((0, lacking), (0, 0), (0, 0), (0, 0))) if lacking else images
-        outputs = self._model.predict_on_batch(batch)
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        return [np.asarray(output, np.float32)[: len(images)] for output in outputs]
+        return [np.asarray(output, np.float32)[: len(images)] for output in self._forward(batch)]
 
     def _halve(self, error: Exception) -> None:
         if self.batch_size == 1:
@@ -208,11 +181,16 @@ def feature_model(backbone: Backbone, model: keras.Model) -> keras.Model:
     images = keras.Input(backbone.input_shape, dtype="uint8")
     outputs = network(_preprocess(images, backbone.network.preprocess), training=False)
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    features = keras.Model(images, [_pool(output, backbone.pooling) for output in outputs])
+    return keras.Model(images, [_pool(output, backbone.pooling) for output in outputs])
+
+
+def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
+    """Make a function from a batch to the outputs; it compiles once, or under JAX once for each size of a batch."""
     if keras.backend.backend() == "tensorflow":
-        # XLA is slower than TensorFlow's own kernels on a CPU.
-        features.jit_compile = False
-    return features
+        from deepfeat.runtimes.tensorflow import freeze
+
+        return freeze(features)
+    return lambda images: keras.tree.flatten(features.predict_on_batch(images))
 
 
 def _layer_output(model: keras.Model, name: str) -> Any:
