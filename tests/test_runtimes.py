@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -348,6 +351,39 @@ def test_weights_become_constants_unless_they_are_too_many(monkeypatch, limit):
     frozen = tensorflow.freeze(features)
     assert bool(frozen.captured_inputs) == bool(limit)
     assert relative(np.asarray(frozen(x)[0]), features.predict_on_batch(x)) < 1e-5
+
+
+DEVICES = """
+import sys, keras, numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_runtimes import KerasRuntime, backbone, pictures
+chosen = backbone(layer=["first", "second"])
+features = {}
+for size in (1, 4, 5):
+    for layer, values in enumerate(KerasRuntime(chosen, chosen.build(), size)(pictures(11))):
+        features[f"{size}, layer {layer}"] = values
+np.savez(sys.argv[2], **features)
+print(len(keras.distribution.list_devices()))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed: several devices NOT tested")
+def test_several_devices_compute_what_one_does(tmp_path):
+    file = tmp_path / "features.npz"
+    said = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(Path(__file__).parent), str(file)],
+        env={**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == "2\n"
+    found = np.load(file)
+    chosen = backbone(layer=["first", "second"])
+    alone = KerasRuntime(chosen, chosen.build(), 4)(pictures(11))
+    assert len(found) == 6
+    for name, features in found.items():
+        assert relative(features, alone[int(name[-1])]) < 1e-5
 
 
 def test_collector_is_paused_and_goes_on():

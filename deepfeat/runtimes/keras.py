@@ -190,6 +190,10 @@ def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
         from deepfeat.runtimes.tensorflow import freeze
 
         return freeze(features)
+    if keras.backend.backend() == "jax":
+        from deepfeat.runtimes.jax import share
+
+        return share(features)
     return lambda images: keras.tree.flatten(features.predict_on_batch(images))
 
 
