@@ -76,6 +76,8 @@ class Network:
     reproducible : bool
         Whether name, weights and versions of the libraries decide the network; a
         user's own code may change under the same name.
+    onnx : Path, optional
+        The file of a network that is no Keras model.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Network:
     weights_file: Callable[[Shape], Path | None]
     offline: Callable[[], bool]
     reproducible: bool = False
+    onnx: Path | None = None
 
 
 def resolve_preprocessing(preprocess: str | Preprocessing) -> Preprocessing:

@@ -19,6 +19,7 @@ import numpy as np
 
 from deepfeat import __version__
 from deepfeat.backbones import Backbone
+from deepfeat.backbones.onnx import feature_network
 from deepfeat.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Images in one request. Small ones stay in the processor's cache, and several run side by side.
-REQUEST = 4
+#: Images in one request. Small ones stay in the processor's cache, and several run side by side; 2 was the fastest or as
+#: fast as any for networks of all sizes, see docs/results/network.md.
+REQUEST = 2
 
 #: Largest difference from Keras, relative to the largest feature, with which a conversion passes as correct.
 TOLERANCE = 1e-3
@@ -117,6 +119,8 @@ def open_runtime(
     BackboneError
         If OpenVINO cannot convert the network, or computes other features than Keras.
     """
+    if backbone.network.onnx is not None:
+        return OpenVinoRuntime(*_convert_onnx(backbone, backbone.network.onnx), precision)
     file = _conversion_file(backbone, weights_digest) if backbone.network.reproducible else None
     kept = _read(file) if file is not None else None
     if kept is not None:
@@ -155,6 +159,17 @@ def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes
         msg = f"OpenVINO computes {backbone.name} with a difference of {difference:.2g} from Keras"
         raise BackboneError(msg)
     return converted, runtime
+
+
+def _convert_onnx(backbone: Backbone, file: Path) -> tuple[bytes, bytes]:
+    preprocess = backbone.network.preprocess
+    try:
+        network = feature_network(file, backbone.input_shape, preprocess, backbone.layers, backbone.pooling)
+        return _serialize(network, backbone.input_shape)
+    # OpenVINO has no type of its own for a graph that cannot be changed.
+    except RuntimeError as error:
+        msg = f"OpenVINO cannot run {file} on batches of images: {str(error).strip().splitlines()[-1]}"
+        raise BackboneError(msg) from error
 
 
 def _read_graph(frozen: Any) -> Any:

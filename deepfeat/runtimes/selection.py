@@ -89,8 +89,10 @@ def open_runtime(
 
     Raises
     ------
+    UsageError
+        With ``runtime="keras"`` for an ONNX file.
     BackboneError
-        With ``runtime="openvino"``, if OpenVINO cannot run the network.
+        With ``runtime="openvino"`` or an ONNX file, if OpenVINO cannot run the network.
 
     Warns
     -----
@@ -98,6 +100,11 @@ def open_runtime(
         With ``runtime="auto"``, if OpenVINO cannot run the network and Keras does.
     """
     taken, kind = resolve(runtime, precision)
+    if backbone.network.onnx is not None:
+        if runtime == "keras":
+            msg = f"{backbone.name} is an ONNX file, which only OpenVINO runs: use runtime='auto' or 'openvino'"
+            raise UsageError(msg)
+        taken = runtime = "openvino"
     if taken == "openvino":
         try:
             opened: Runtime = openvino.open_runtime(backbone, weights_digest, build, kind)
