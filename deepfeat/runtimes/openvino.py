@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Images in one request. Small ones stay in the processor's cache, and several run side by side; 2 was the fastest or as
-#: fast as any for networks of all sizes, see docs/results/network.md.
+#: Images in one request. Small ones stay in the processor's cache, and several run side by side.
+#: Two are the fastest, or as fast as any, for networks of all sizes: docs/results/network.md.
 REQUEST = 2
 
 #: Largest difference from Keras, relative to the largest feature, with which a conversion passes as correct.
