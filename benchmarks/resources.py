@@ -66,7 +66,7 @@ def main() -> None:
         "| --- | --- | --- |",
         *(f"| {n:,} | {value:.0f} | {value / memory[COUNTS[0]]:.3f} |" for n, value in memory.items()),
         "",
-        f"Time of a whole process that extracts 32 images, the first batch; median of {arguments.rounds}, taking turns:",
+        f"Time of a whole process that extracts 32 images, the first batch; median of {arguments.rounds} rounds:",
         "",
         "| | seconds | ratio |",
         "| --- | --- | --- |",
