@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
+#: Generalised-mean pooling: its exponent, and the least value of a feature map that it takes.
+GEM_P, GEM_FLOOR = 3.0, 1e-6
+
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from deepfeat.backbones.network import Preprocessing, Shape, file_digest
+from deepfeat.backbones.network import GEM_FLOOR, GEM_P, Preprocessing, Shape, file_digest
 from deepfeat.errors import BackboneError, UsageError
-
-#: Exponent of generalised-mean pooling, and what feature maps are raised to before it.
-_GEM_P, _GEM_FLOOR = 3.0, 1e-6
 
 #: In ONNX's protocol buffers: the key "location", and the length of the name of a file beside it that holds weights.
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])", re.DOTALL)
@@ -163,8 +160,8 @@ def _pool(value: Any, pooling: str | None, channels_last: bool) -> Any:
     if len(axes) == 0 or pooling is None:
         return value
     if pooling == "gem":
-        cubes = ops.power(ops.maximum(value, np.float32(_GEM_FLOOR)), np.float32(_GEM_P))
-        return ops.power(ops.reduce_mean(cubes, axes), np.float32(1 / _GEM_P))
+        cubes = ops.power(ops.maximum(value, np.float32(GEM_FLOOR)), np.float32(GEM_P))
+        return ops.power(ops.reduce_mean(cubes, axes), np.float32(1 / GEM_P))
     return (ops.reduce_mean if pooling == "avg" else ops.reduce_max)(value, axes)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepfeat.backbones import Backbone, Preprocessing
+from deepfeat.backbones.network import GEM_FLOOR, GEM_P
 from deepfeat.errors import BackboneError
 from deepfeat.runtimes.startup import paused_collection, quiet_start
 
@@ -31,10 +32,6 @@ _GAIN = 1.05
 
 #: Part of the free memory that the outputs of all layers may take together.
 _MEMORY_SHARE = 0.25
-
-#: Exponent of generalised-mean pooling.
-GEM_P = 3.0
-_GEM_FLOOR = 1e-6
 
 
 class KerasRuntime:
@@ -220,7 +217,7 @@ def _pool(x: Any, pooling: str | None) -> Any:
     poolings: dict[str | None, Callable[[], Any]] = {
         "avg": lambda: ops.mean(x, axis=axes),
         "max": lambda: ops.max(x, axis=axes),
-        "gem": lambda: ops.power(ops.mean(ops.power(ops.maximum(x, _GEM_FLOOR), GEM_P), axis=axes), 1 / GEM_P),
+        "gem": lambda: ops.power(ops.mean(ops.power(ops.maximum(x, GEM_FLOOR), GEM_P), axis=axes), 1 / GEM_P),
         "flatten": lambda: ops.reshape(x, (-1, int(np.prod(x.shape[1:])))),
         None: lambda: x,
     }
