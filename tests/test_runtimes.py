@@ -211,6 +211,10 @@ def test_auto_takes_keras_where_its_backend_is_none_that_openvino_converts(monke
         open_openvino(backbone())
 
 
+def test_number_of_gpus_can_be_asked_under_every_backend():
+    assert keras_runtime.count_gpus() == 0 or any(Path(name).exists() for name in selection._GPU_FILES)
+
+
 @needs_openvino
 def test_network_that_openvino_gets_wrong_is_run_by_keras(monkeypatch):
     monkeypatch.setattr(openvino_runtime, "TOLERANCE", -1.0)

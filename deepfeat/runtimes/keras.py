@@ -33,6 +33,9 @@ _GAIN = 1.05
 #: Part of the free memory that the outputs of all layers may take together.
 _MEMORY_SHARE = 0.25
 
+#: As TensorFlow and JAX name them.
+_GPU_NAMES = ("gpu", "cuda", "rocm")
+
 
 class KerasRuntime:
     """From uint8 images to the features of each of a backbone's layers.
@@ -134,7 +137,11 @@ class KerasRuntime:
 
 def count_gpus() -> int:
     """Number of GPUs that Keras sees."""
-    return len(keras.distribution.list_devices("gpu"))
+    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+        import torch
+
+        return int(torch.cuda.device_count())
+    return sum(device.split(":")[0] in _GPU_NAMES for device in keras.distribution.list_devices())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
