@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-faults check format clean
+.PHONY: demo test test-faults test-backends check format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,12 @@ test: $(READY)
 
 test-faults: $(READY)
 	DEEPFEAT_KILLS=200 DEEPFEAT_MUTATIONS=2000 $(BIN)/python -m pytest tests/test_faults.py
+
+# Keras' other backends; TensorFlow's is what `test` runs.
+test-backends: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[backends]'
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_runtimes.py
+	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/test_runtimes.py
 
 check: $(READY)
 	$(BIN)/ruff check .

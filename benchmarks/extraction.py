@@ -101,6 +101,7 @@ def measure(network, ways, folder, rounds):
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, way, network, folder), daemon=True)
         process.start()
+        theirs.close()  # or the end of the process would not be seen
         ours.recv()
         workers[way] = process, ours
     seconds, busy = {way: [] for way in ways}, ""

@@ -15,9 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# PyTorch and its compiler first: loaded after TensorFlow, which Keras needs, the compiler's library crashes.
+import torch
+import torch._inductor.compile_fx
+
+# isort: split
 import keras
 import numpy as np
-import torch
 
 import deepfeat
 from deepfeat.benchmarking import count_macs
@@ -50,6 +54,7 @@ def main() -> None:
         f" --batches {arguments.batches}` on {name}; Keras {keras.__version__} on {keras.backend.backend()} "
         f"sees {count_gpus()} GPU(s); torch {torch.__version__}. bfloat16 everywhere. Images per second, in brackets "
         f"the part of the measured matrix product's {peak / 1e12:.1f} TFLOP/s.",
+        *([] if device == "cuda" else ["", "No GPU was available: this only shows that the script runs."]),
         "",
         "| network | deepfeat | torch eager | torch compiled, channels last |",
         "| --- | --- | --- | --- |",

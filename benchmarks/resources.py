@@ -36,22 +36,24 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        os.environ["DEEPFEAT_CACHE"] = str(folder / "conversions")
         photo = arguments.photo.read_bytes()
         for count in (32, *COUNTS):
             (folder / str(count)).mkdir()
             for number in range(count):
                 (folder / str(count) / f"{number:05d}.jpg").write_bytes(photo + str(number).encode())
-        cold = first_batch(folder, "openvino")
-        building = [seconds([sys.executable, "-c", BUILD]) for _ in range(arguments.rounds)]
-        warm = [first_batch(folder, "openvino") for _ in range(arguments.rounds)]
-        under_keras = [first_batch(folder, "keras") for _ in range(arguments.rounds)]
+        building, cold, warm, under_keras = [], [], [], []
+        for number in range(arguments.rounds):
+            os.environ["DEEPFEAT_CACHE"] = str(folder / f"conversions{number}")
+            building.append(seconds([sys.executable, "-c", BUILD]))
+            cold.append(first_batch(folder, "openvino"))
+            warm.append(first_batch(folder, "openvino"))
+            under_keras.append(first_batch(folder, "keras"))
         memory = {count: extract(folder, count, "openvino") for count in COUNTS}
     base = statistics.median(building)
     starts = {
         "import TensorFlow and build the network": base,
         "deepfeat, OpenVINO, converted before": statistics.median(warm),
-        "deepfeat, OpenVINO, the first time": cold,
+        "deepfeat, OpenVINO, the first time": statistics.median(cold),
         "deepfeat, Keras": statistics.median(under_keras),
     }
     lines = [
@@ -64,7 +66,7 @@ def main() -> None:
         "| --- | --- | --- |",
         *(f"| {n:,} | {value:.0f} | {value / memory[COUNTS[0]]:.3f} |" for n, value in memory.items()),
         "",
-        "Time of a whole process that extracts 32 images, the first batch:",
+        f"Time of a whole process that extracts 32 images, the first batch; median of {arguments.rounds} rounds:",
         "",
         "| | seconds | ratio |",
         "| --- | --- | --- |",

@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from deepfeat.backbones.network import model_digest
+from deepfeat.backbones.onnx import count_onnx
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataError, DataWarning, UsageError
@@ -111,10 +112,7 @@ def benchmark(
 def _measure(
     backbone: Backbone, table: pd.DataFrame, peak: float, options: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    model = build_network(backbone)
-    digest = backbone.weights_digest() or model_digest(model)
-    opened = open_runtime(backbone, digest, lambda: model, **options)
-    macs = count_macs(model)
+    parameters, macs, opened = _open(backbone, options)
     network = _network_rate(opened, backbone)
     with tempfile.TemporaryDirectory() as folder, _Memory() as memory, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
@@ -125,7 +123,7 @@ def _measure(
         score, low, high = _probe(store, table, seed)
     return {
         "backbone": backbone.name,
-        "parameters": int(model.count_params()),
+        "parameters": parameters,
         "macs": macs,
         "dim": block.dim,
         "decode": _decode_rate(backbone, table),
@@ -138,6 +136,16 @@ def _measure(
         "low": low,
         "high": high,
     }
+
+
+def _open(backbone: Backbone, options: dict[str, Any]) -> tuple[int, int, Runtime]:
+    """Number of parameters, multiply-accumulates of one image, and what runs the backbone."""
+    if backbone.network.onnx is not None:
+        counts = count_onnx(backbone.network.onnx, backbone.input_shape[:2])
+        return *counts, open_runtime(backbone, backbone.weights_digest() or "", backbone.build, **options)
+    model = build_network(backbone)
+    digest = backbone.weights_digest() or model_digest(model)
+    return int(model.count_params()), count_macs(model), open_runtime(backbone, digest, lambda: model, **options)
 
 
 def count_macs(model: keras.Model) -> int:

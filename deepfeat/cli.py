@@ -343,7 +343,7 @@ def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -
         action="append",
         required=required,
         metavar="NAME[=WEIGHTS]",
-        help="network, or a .keras file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
+        help="network, or a .keras or .onnx file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
     )
     command.add_argument(
         "--layer", action="append", help="named layer instead of the network's output; may be repeated"
@@ -351,7 +351,7 @@ def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -
     command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
     command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
     command.add_argument("--resize", default="squash", choices=("squash", "crop", "pad"))
-    command.add_argument("--preprocess", help="for a .keras file: none, tf, torch, caffe or lite")
+    command.add_argument("--preprocess", help="for a .keras or .onnx file: none, tf, torch, caffe or lite")
 
 
 def _add_label_options(command: argparse.ArgumentParser) -> None:
@@ -388,9 +388,9 @@ def _backbone(text: str, arguments: argparse.Namespace) -> Any:
         "input_size": arguments.input_size,
         "resize": arguments.resize,
     }
-    if text.endswith(".keras"):
+    if text.endswith((".keras", ".onnx")):
         if arguments.preprocess is None:
-            raise UsageError("a .keras file needs --preprocess: none, tf, torch, caffe or lite")
+            raise UsageError("a .keras or .onnx file needs --preprocess: none, tf, torch, caffe or lite")
         return deepfeat.load_backbone(text, preprocess=arguments.preprocess, **options)
     name, separator, weights = text.partition("=")
     chosen = {"": "imagenet", "random": None}.get(weights, weights) if separator else "imagenet"

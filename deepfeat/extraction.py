@@ -30,6 +30,7 @@ from deepfeat.datasets import as_table
 from deepfeat.errors import DataWarning, ImageError, UsageError
 from deepfeat.images import VIEWS, FileStamp, LoadedImage, Preparation, stamp_file, stream_images
 from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
+from deepfeat.runtimes.startup import paused_collection
 from deepfeat.store import (
     DONE,
     FAILED,
@@ -396,8 +397,9 @@ def make_records(images: Sequence[LoadedImage]) -> np.ndarray:
 
 def build_network(backbone: Backbone) -> keras.Model:
     """Build a network after Keras has been started the quiet way."""
-    importlib.import_module("deepfeat.runtimes.keras")
-    return backbone.build()
+    with paused_collection():
+        importlib.import_module("deepfeat.runtimes.keras")
+        return backbone.build()
 
 
 def versions(engine: str) -> dict[str, str]:

@@ -392,7 +392,7 @@ def test_keras_file_with_an_open_size_needs_one(tmp_path):
 @pytest.mark.parametrize("name", ["missing.keras", "model.h5"])
 def test_keras_file_that_is_none(tmp_path, name):
     (tmp_path / "model.h5").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"not a \.keras file"):
+    with pytest.raises(UsageError, match=r"not a \.keras or \.onnx file"):
         deepfeat.load_backbone(tmp_path / name, preprocess="none")
 
 

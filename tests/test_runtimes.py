@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gc
+import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,10 +19,15 @@ from deepfeat.errors import BackboneError, DataWarning, UsageError
 from deepfeat.images import VIEWS
 from deepfeat.runtimes import keras as keras_runtime
 from deepfeat.runtimes import openvino as openvino_runtime
-from deepfeat.runtimes import selection
+from deepfeat.runtimes import selection, startup
 from deepfeat.runtimes.keras import KerasRuntime
 
-needs_openvino = pytest.mark.skipif(not openvino_runtime.is_installed(), reason="the extra openvino is not installed")
+BACKEND = keras.backend.backend()
+needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"Keras is on {BACKEND}")
+needs_openvino = pytest.mark.skipif(
+    BACKEND != "tensorflow" or not openvino_runtime.is_installed(),
+    reason=f"the extra openvino is not installed, or cannot convert from {BACKEND}",
+)
 
 
 def tiny(input_shape):
@@ -179,7 +188,7 @@ def test_auto_takes_openvino_in_float32_and_says_so(caplog):
 def test_auto_takes_keras_where_openvino_is_not_installed(monkeypatch, caplog):
     monkeypatch.setattr(openvino_runtime, "is_installed", lambda: False)
     with caplog.at_level("INFO", "deepfeat"):
-        assert open_any(backbone()).engine == keras.backend.backend()
+        assert open_any(backbone()).engine == BACKEND
     assert "RuntimeTiny: Keras, float32" in caplog.text
     with pytest.raises(UsageError, match=r"pip install 'deepfeat\[openvino\]'"):
         open_any(backbone(), runtime="openvino")
@@ -194,11 +203,23 @@ def test_auto_takes_a_gpu_in_bfloat16(monkeypatch, tmp_path):
     assert selection.resolve("keras", "auto") == ("keras", "float32")
 
 
+def test_auto_takes_keras_where_its_backend_is_none_that_openvino_converts(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert selection.resolve("auto", "auto") == ("keras", "float32")
+    monkeypatch.setattr(KerasRuntime, "engine", "jax")
+    with pytest.raises(BackboneError, match="while Keras is on jax: set KERAS_BACKEND=tensorflow, or use"):
+        open_openvino(backbone())
+
+
+def test_number_of_gpus_can_be_asked_under_every_backend():
+    assert keras_runtime.count_gpus() == 0 or any(Path(name).exists() for name in selection._GPU_FILES)
+
+
 @needs_openvino
 def test_network_that_openvino_gets_wrong_is_run_by_keras(monkeypatch):
     monkeypatch.setattr(openvino_runtime, "TOLERANCE", -1.0)
     with pytest.warns(DataWarning, match=r"RuntimeTiny with a difference of .* from Keras: Keras runs it instead"):
-        assert open_any(backbone()).engine == keras.backend.backend()
+        assert open_any(backbone()).engine == BACKEND
     with pytest.raises(BackboneError, match="with a difference of"):
         open_any(backbone(), runtime="openvino")
 
@@ -252,14 +273,14 @@ def test_batch_size_is_halved_when_memory_is_exhausted(monkeypatch, error, caplo
     chosen = backbone()
     model = chosen.build()
     runtime, x = KerasRuntime(chosen, model, 32), pictures(40)
-    original = runtime._model.predict_on_batch
+    original = runtime._forward
 
     def small_only(batch):
         if len(batch) > 8:
             raise error
         return original(batch)
 
-    monkeypatch.setattr(runtime._model, "predict_on_batch", small_only)
+    monkeypatch.setattr(runtime, "_forward", small_only)
     (features,) = runtime(x)
     assert runtime.batch_size == 8
     assert "out of memory, going on with batches of 8" in caplog.text
@@ -272,7 +293,7 @@ def test_image_that_never_fits_is_one_sentence(monkeypatch):
     def never(batch):
         raise MemoryError
 
-    monkeypatch.setattr(runtime._model, "predict_on_batch", never)
+    monkeypatch.setattr(runtime, "_forward", never)
     with pytest.raises(BackboneError, match="RuntimeTiny does not fit into memory, not even with one image"):
         runtime(pictures(3))
 
@@ -283,7 +304,7 @@ def test_other_errors_are_passed_on(monkeypatch):
     def broken(batch):
         raise ValueError("broken")
 
-    monkeypatch.setattr(runtime._model, "predict_on_batch", broken)
+    monkeypatch.setattr(runtime, "_forward", broken)
     with pytest.raises(ValueError, match="broken"):
         runtime(pictures(3))
 
@@ -294,6 +315,89 @@ def test_keras_in_bfloat16_is_near_float32_and_not_equal():
     (exact,), (mixed,) = (KerasRuntime(chosen, model, 8, p)(pictures(8)) for p in ("float32", "bfloat16"))
     assert mixed.dtype == np.float32
     assert 0 < relative(mixed, exact) < 5e-2
+
+
+@keras.saving.register_keras_serializable()
+class Counting(keras.layers.Layer):
+    """Counts how often Python runs it: once for each time that a model is traced."""
+
+    calls = 0
+
+    def call(self, x):
+        Counting.calls += 1
+        return x
+
+
+@needs_tensorflow
+def test_network_is_traced_once_whatever_the_batch():
+    def build(shape):
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, Counting()(keras.layers.Conv2D(4, 3)(inputs)))
+
+    chosen = backbone(build=build)
+    runtime = KerasRuntime(chosen, chosen.build())
+    before = Counting.calls
+    for count in (1, 7, 8, 100, 33):
+        assert runtime(pictures(count))[0].shape == (count, 4)
+    assert runtime.batch_size != keras_runtime.BATCH_SIZES[0] or not runtime._untried
+    assert Counting.calls == before
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("limit", [None, 100])
+def test_weights_become_constants_unless_they_are_too_many(monkeypatch, limit):
+    from deepfeat.runtimes import tensorflow
+
+    chosen, x = backbone(), pictures(3)
+    features = keras_runtime.feature_model(chosen, chosen.build())
+    if limit:
+        monkeypatch.setattr(tensorflow, "_LARGEST", limit)
+    frozen = tensorflow.freeze(features)
+    assert bool(frozen.captured_inputs) == bool(limit)
+    assert relative(np.asarray(frozen(x)[0]), features.predict_on_batch(x)) < 1e-5
+
+
+DEVICES = """
+import sys, keras, numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_runtimes import KerasRuntime, backbone, pictures
+chosen = backbone(layer=["first", "second"])
+features = {}
+for size in (1, 4, 5):
+    for layer, values in enumerate(KerasRuntime(chosen, chosen.build(), size)(pictures(11))):
+        features[f"{size}, layer {layer}"] = values
+np.savez(sys.argv[2], **features)
+print(len(keras.distribution.list_devices()))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed: several devices NOT tested")
+def test_several_devices_compute_what_one_does(tmp_path):
+    file = tmp_path / "features.npz"
+    said = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(Path(__file__).parent), str(file)],
+        env={**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == "2\n"
+    found = np.load(file)
+    chosen = backbone(layer=["first", "second"])
+    alone = KerasRuntime(chosen, chosen.build(), 4)(pictures(11))
+    assert len(found) == 6
+    for name, features in found.items():
+        assert relative(features, alone[int(name[-1])]) < 1e-5
+
+
+def test_collector_is_paused_and_goes_on():
+    assert gc.isenabled()
+    with startup.paused_collection(), startup.paused_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="inside"), startup.paused_collection():
+        raise ValueError("inside")
+    assert gc.isenabled()
 
 
 # ---------------------------------------------------------------------------- one decoding for many, and views

@@ -1,4 +1,4 @@
-"""A user's own model file as a backbone."""
+"""A user's own model file, of Keras or ONNX, as a backbone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfeat.backbones.network import Network, Preprocessing, Shape, parse_size, resolve_preprocessing
+from deepfeat.backbones.onnx import declared_size
 from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
 
@@ -25,14 +26,16 @@ def load_backbone(
     resize: str = "squash",
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Use a saved Keras model as a backbone.
+    """Use a saved Keras model, or an ONNX file, as a backbone.
 
-    The file is loaded in Keras' safe mode, which refuses to run code stored in it.
+    A Keras file is loaded in Keras' safe mode, which refuses to run code stored in it. An ONNX file is
+    run by OpenVINO, without Keras; its input may have the channels first or last, and its
+    feature maps come out with the channels last.
 
     Parameters
     ----------
     path : path
-        A ``.keras`` file. Its features are known by its content and the name of the file.
+        A ``.keras`` or ``.onnx`` file. Its features are known by its content and the name of the file.
     preprocess : str or Preprocessing
         What the model was trained with, see `register_backbone`; it has no
         default, since a wrong one goes unnoticed.
@@ -40,9 +43,9 @@ def load_backbone(
         Height and width in pixels; needed where the model leaves them open.
     layer, pooling, resize
         As in `Backbone`. A classifier's own output is its class scores: name
-        the layer before them.
+        the layer before them, in an ONNX file a node or a node's output.
     custom_objects : mapping, optional
-        Classes and functions of one's own that the model names.
+        Classes and functions of one's own that a Keras model names.
 
     Returns
     -------
@@ -51,9 +54,10 @@ def load_backbone(
     Raises
     ------
     UsageError
-        If the path is not a ``.keras`` file, or its input size is open and not given.
+        If the path is no such file, its input size is open and not given, or it is an ONNX file and
+        the package openvino is not installed.
     BackboneError
-        If Keras cannot or will not load it, or it does not take one RGB image.
+        If it cannot or must not be loaded, or does not take one RGB image.
 
     Examples
     --------
@@ -61,9 +65,13 @@ def load_backbone(
     >>> deepfeat.extract("photos", mine)                                   # doctest: +SKIP
     """
     file = Path(path)
-    if file.suffix != ".keras" or not file.is_file():
-        msg = f"{os.fspath(path)!r} is not a .keras file: save the model with model.save('name.keras')"
+    if file.suffix not in (".keras", ".onnx") or not file.is_file():
+        msg = f"{os.fspath(path)!r} is not a .keras or .onnx file: save the model with model.save('name.keras')"
         raise UsageError(msg)
+    if file.suffix == ".onnx":
+        size = declared_size(file) if input_size is None else parse_size(input_size)
+        network = _onnx_network(file, size, resolve_preprocessing(preprocess))
+        return Backbone(file.stem, layer=layer, pooling=pooling, input_size=size, resize=resize, network=network)
     objects = dict(custom_objects or {})
     size = parse_size(input_size if input_size is not None else _declared_size(_load(file, objects), file))
 
@@ -81,6 +89,23 @@ def load_backbone(
         reproducible=not objects,
     )
     return Backbone(file.stem, layer=layer, pooling=pooling, input_size=size, resize=resize, network=network)
+
+
+def _onnx_network(file: Path, size: tuple[int, int], preprocessing: Preprocessing) -> Network:
+    def build(shape: Shape) -> keras.Model:
+        msg = f"{file} is an ONNX file, which OpenVINO runs: there is no Keras model of it"
+        raise BackboneError(msg)
+
+    return Network(
+        file.stem,
+        build,
+        size,
+        preprocessing,
+        pretrained=build,
+        weights_file=lambda shape: file,
+        offline=file.is_file,
+        onnx=file,
+    )
 
 
 def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:

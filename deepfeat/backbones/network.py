@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
+#: Generalised-mean pooling: its exponent, and the least value of a feature map that it takes.
+GEM_P, GEM_FLOOR = 3.0, 1e-6
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -76,6 +79,8 @@ class Network:
     reproducible : bool
         Whether name, weights and versions of the libraries decide the network; a
         user's own code may change under the same name.
+    onnx : Path, optional
+        The file of a network that is no Keras model.
     """
 
     name: str
@@ -86,6 +91,7 @@ class Network:
     weights_file: Callable[[Shape], Path | None]
     offline: Callable[[], bool]
     reproducible: bool = False
+    onnx: Path | None = None
 
 
 def resolve_preprocessing(preprocess: str | Preprocessing) -> Preprocessing:

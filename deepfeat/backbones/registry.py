@@ -23,6 +23,7 @@ from deepfeat.backbones.network import (
     randomise,
     resolve_preprocessing,
 )
+from deepfeat.backbones.onnx import onnx_digest
 from deepfeat.errors import UsageError
 from deepfeat.images import PIXELS_VERSION, RESIZE_POLICIES
 
@@ -130,6 +131,8 @@ class Backbone:
 
     def weights_digest(self) -> str | None:
         """Name the weights by their content, without building the network; None where that needs the network."""
+        if self.network.onnx is not None:
+            return onnx_digest(self.network.onnx)
         if self.weights is None:
             return f"random:{self.seed}"
         if self.weights != "imagenet":

@@ -7,43 +7,18 @@ import difflib
 import logging
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from deepfeat.backbones import Backbone, Preprocessing
+from deepfeat.backbones.network import GEM_FLOOR, GEM_P
 from deepfeat.errors import BackboneError
+from deepfeat.runtimes.startup import paused_collection, quiet_start
 
-
-@contextlib.contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Hold back what TensorFlow writes to standard error while it starts, unless it fails.
-
-    Its C++ side reports compiler flags and absent GPUs there before any log level counts.
-    """
-    try:
-        stderr = os.dup(2)
-    except OSError:  # no standard error, as under a windowed interpreter
-        yield
-        return
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(stderr, 2)
-            sink.seek(0)
-            os.write(2, sink.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-with contextlib.nullcontext() if "tensorflow" in sys.modules else _quiet_start():
+with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
     import keras
     from keras import ops
 
@@ -58,9 +33,8 @@ _GAIN = 1.05
 #: Part of the free memory that the outputs of all layers may take together.
 _MEMORY_SHARE = 0.25
 
-#: Exponent of generalised-mean pooling.
-GEM_P = 3.0
-_GEM_FLOOR = 1e-6
+#: As TensorFlow and JAX name them.
+_GPU_NAMES = ("gpu", "cuda", "rocm")
 
 
 class KerasRuntime:
@@ -96,9 +70,10 @@ class KerasRuntime:
     def __init__(
         self, backbone: Backbone, model: keras.Model, batch_size: int | str = "auto", precision: str = "float32"
     ) -> None:
-        self._model = feature_model(backbone, _as_mixed(model) if precision == "bfloat16" else model)
+        features = feature_model(backbone, _as_mixed(model) if precision == "bfloat16" else model)
+        self._forward = compile_model(features)
         self._name = backbone.name
-        self.shapes = [tuple(int(n) for n in output.shape[1:]) for output in self._model.outputs]
+        self.shapes = [tuple(int(n) for n in output.shape[1:]) for output in features.outputs]
         limit = _largest_batch(model)
         self._untried = [size for size in BATCH_SIZES if size <= limit][1:] if batch_size == "auto" else []
         self.batch_size = int(batch_size) if batch_size != "auto" else BATCH_SIZES[0]
@@ -135,9 +110,7 @@ class KerasRuntime:
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         lacking = self.batch_size - len(images)
         batch = np.pad(images, ((0, lacking), (0, 0), (0, 0), (0, 0))) if lacking else images
-        outputs = self._model.predict_on_batch(batch)
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        return [np.asarray(output, np.float32)[: len(images)] for output in outputs]
+        return [np.asarray(output, np.float32)[: len(images)] for output in self._forward(batch)]
 
     def _halve(self, error: Exception) -> None:
         if self.batch_size == 1:
@@ -164,7 +137,11 @@ class KerasRuntime:
 
 def count_gpus() -> int:
     """Number of GPUs that Keras sees."""
-    return len(keras.distribution.list_devices("gpu"))
+    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+        import torch
+
+        return int(torch.cuda.device_count())
+    return sum(device.split(":")[0] in _GPU_NAMES for device in keras.distribution.list_devices())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -208,11 +185,20 @@ def feature_model(backbone: Backbone, model: keras.Model) -> keras.Model:
     images = keras.Input(backbone.input_shape, dtype="uint8")
     outputs = network(_preprocess(images, backbone.network.preprocess), training=False)
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    features = keras.Model(images, [_pool(output, backbone.pooling) for output in outputs])
+    return keras.Model(images, [_pool(output, backbone.pooling) for output in outputs])
+
+
+def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
+    """Make a function from a batch to the outputs; it compiles once, or under JAX once for each size of a batch."""
     if keras.backend.backend() == "tensorflow":
-        # XLA is slower than TensorFlow's own kernels on a CPU.
-        features.jit_compile = False
-    return features
+        from deepfeat.runtimes.tensorflow import freeze
+
+        return freeze(features)
+    if keras.backend.backend() == "jax":
+        from deepfeat.runtimes.jax import share
+
+        return share(features)
+    return lambda images: keras.tree.flatten(features.predict_on_batch(images))
 
 
 def _layer_output(model: keras.Model, name: str) -> Any:
@@ -238,7 +224,7 @@ def _pool(x: Any, pooling: str | None) -> Any:
     poolings: dict[str | None, Callable[[], Any]] = {
         "avg": lambda: ops.mean(x, axis=axes),
         "max": lambda: ops.max(x, axis=axes),
-        "gem": lambda: ops.power(ops.mean(ops.power(ops.maximum(x, _GEM_FLOOR), GEM_P), axis=axes), 1 / GEM_P),
+        "gem": lambda: ops.power(ops.mean(ops.power(ops.maximum(x, GEM_FLOOR), GEM_P), axis=axes), 1 / GEM_P),
         "flatten": lambda: ops.reshape(x, (-1, int(np.prod(x.shape[1:])))),
         None: lambda: x,
     }

@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from deepfeat import __version__
 from deepfeat.backbones import Backbone
+from deepfeat.backbones.onnx import feature_network
 from deepfeat.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Images in one request. Small ones stay in the processor's cache, and several run side by side.
-REQUEST = 4
+#: Two are the fastest, or as fast as any, for networks of all sizes: docs/results/network.md.
+REQUEST = 2
 
 #: Largest difference from Keras, relative to the largest feature, with which a conversion passes as correct.
 TOLERANCE = 1e-3
 
-_CONVERSION = 1
+_CONVERSION = 2
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -117,42 +119,82 @@ def open_runtime(
     BackboneError
         If OpenVINO cannot convert the network, or computes other features than Keras.
     """
+    if backbone.network.onnx is not None:
+        return OpenVinoRuntime(*_convert_onnx(backbone, backbone.network.onnx), precision)
     file = _conversion_file(backbone, weights_digest) if backbone.network.reproducible else None
     kept = _read(file) if file is not None else None
-    if kept is None:
-        kept = _convert(backbone, build())
-        if file is not None:
-            _keep(file, *kept)
-    return OpenVinoRuntime(*kept, precision)
+    if kept is not None:
+        return OpenVinoRuntime(*kept, precision)
+    converted, checked = _convert(backbone, build())
+    if file is not None:
+        _keep(file, *converted)
+    return checked if precision == "float32" else OpenVinoRuntime(*converted, precision)
 
 
-def _convert(backbone: Backbone, model: keras.Model) -> tuple[bytes, bytes]:
-    """Convert a network, and compare both on random images."""
-    import openvino as ov
+def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes], OpenVinoRuntime]:
+    """Convert a network, and compare both on random images, which Keras computes meanwhile."""
+    from deepfeat.runtimes.keras import KerasRuntime, compile_model, feature_model
 
-    from deepfeat.runtimes.keras import KerasRuntime, feature_model
-
+    if KerasRuntime.engine != "tensorflow":
+        msg = (
+            f"OpenVINO cannot convert {backbone.name} while Keras is on {KerasRuntime.engine}: "
+            "set KERAS_BACKEND=tensorflow, or use runtime='keras'"
+        )
+        raise BackboneError(msg)
     logger.info("%s: converting to OpenVINO, once", backbone.name)
-    try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            # The converter's way of calling a Keras model makes Keras warn of the structure of its inputs.
-            warnings.simplefilter("ignore", UserWarning)
-            network = ov.convert_model(feature_model(backbone, model))
-            network.reshape([-1, *backbone.input_shape])
-            files = Path(folder, "network.xml"), Path(folder, "network.bin")
-            ov.serialize(network, *files)
-            converted = files[0].read_bytes(), files[1].read_bytes()
-    # The converter raises whatever its parts do.
-    except Exception as error:
-        msg = f"OpenVINO cannot convert {backbone.name}: {error}"
-        raise BackboneError(msg) from error
+    frozen = compile_model(feature_model(backbone, model))
     images = np.random.default_rng(0).integers(0, 256, (2, *backbone.input_shape), np.uint8)
-    pairs = zip(OpenVinoRuntime(*converted)(images), KerasRuntime(backbone, model, 2)(images), strict=True)
+    with ThreadPoolExecutor(1) as pool:
+        reference = pool.submit(lambda: [np.asarray(output) for output in frozen(images)])
+        try:
+            converted = _serialize(_read_graph(frozen), backbone.input_shape)
+            runtime = OpenVinoRuntime(*converted)
+        # The converter raises whatever its parts do.
+        except Exception as error:
+            msg = f"OpenVINO cannot convert {backbone.name}: {error}"
+            raise BackboneError(msg) from error
+        pairs = list(zip(runtime(images), reference.result(), strict=True))
     difference = max(float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1)) for ours, theirs in pairs)
     if not difference <= TOLERANCE:
         msg = f"OpenVINO computes {backbone.name} with a difference of {difference:.2g} from Keras"
         raise BackboneError(msg)
-    return converted
+    return converted, runtime
+
+
+def _convert_onnx(backbone: Backbone, file: Path) -> tuple[bytes, bytes]:
+    preprocess = backbone.network.preprocess
+    try:
+        network = feature_network(file, backbone.input_shape, preprocess, backbone.layers, backbone.pooling)
+        return _serialize(network, backbone.input_shape)
+    # OpenVINO has no type of its own for a graph that cannot be changed.
+    except RuntimeError as error:
+        msg = f"OpenVINO cannot run {file} on batches of images: {str(error).strip().splitlines()[-1]}"
+        raise BackboneError(msg) from error
+
+
+def _read_graph(frozen: Any) -> Any:
+    """Convert a frozen TensorFlow function.
+
+    From a file: OpenVINO walks a graph in memory node by node in Python, which takes ten times as long.
+    """
+    import openvino as ov
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "network.pb")
+        file.write_bytes(frozen.graph.as_graph_def().SerializeToString())
+        network = ov.Core().read_model(file)
+    return ov.Model([network.output(tensor.name) for tensor in frozen.outputs], network.get_parameters(), "features")
+
+
+def _serialize(network: Any, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """Description and weights of a network on batches of images of a shape."""
+    import openvino as ov
+
+    network.reshape([-1, *shape])
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "network.xml"), Path(folder, "network.bin")
+        ov.serialize(network, *files)
+        return files[0].read_bytes(), files[1].read_bytes()
 
 
 # Conversions are kept on disk, so that a warm start needs neither Keras nor TensorFlow

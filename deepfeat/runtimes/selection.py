@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from deepfeat.backbones import Backbone
 from deepfeat.backbones.network import check_choice
 from deepfeat.errors import BackboneError, DataWarning, UsageError
 from deepfeat.runtimes import openvino
+from deepfeat.runtimes.startup import paused_collection
 
 if TYPE_CHECKING:
     import keras
@@ -41,7 +43,8 @@ def resolve(runtime: str, precision: str) -> tuple[str, str]:
     """Decide what "auto" means on this machine.
 
     A GPU that Keras sees is taken, in mixed bfloat16; without one, OpenVINO where it
-    is installed, and Keras elsewhere, both in float32.
+    is installed, and Keras elsewhere, both in float32. Whoever sets Keras to another backend
+    than TensorFlow, from which OpenVINO cannot convert, has chosen Keras.
 
     Raises
     ------
@@ -54,12 +57,14 @@ def resolve(runtime: str, precision: str) -> tuple[str, str]:
         raise UsageError("runtime='openvino' needs the package openvino: run `pip install 'deepfeat[openvino]'`")
     gpu = runtime != "openvino" and _has_gpu()
     if runtime == "auto":
-        runtime = "openvino" if openvino.is_installed() and not gpu else "keras"
+        converts = openvino.is_installed() and _keras_backend() == "tensorflow"
+        runtime = "openvino" if converts and not gpu else "keras"
     if precision == "auto":
         precision = "bfloat16" if gpu else "float32"
     return runtime, precision
 
 
+@paused_collection()
 def open_runtime(
     backbone: Backbone,
     weights_digest: str,
@@ -84,8 +89,10 @@ def open_runtime(
 
     Raises
     ------
+    UsageError
+        With ``runtime="keras"`` for an ONNX file.
     BackboneError
-        With ``runtime="openvino"``, if OpenVINO cannot run the network.
+        With ``runtime="openvino"`` or an ONNX file, if OpenVINO cannot run the network.
 
     Warns
     -----
@@ -93,6 +100,11 @@ def open_runtime(
         With ``runtime="auto"``, if OpenVINO cannot run the network and Keras does.
     """
     taken, kind = resolve(runtime, precision)
+    if backbone.network.onnx is not None:
+        if runtime == "keras":
+            msg = f"{backbone.name} is an ONNX file, which only OpenVINO runs: use runtime='auto' or 'openvino'"
+            raise UsageError(msg)
+        taken = runtime = "openvino"
     if taken == "openvino":
         try:
             opened: Runtime = openvino.open_runtime(backbone, weights_digest, build, kind)
@@ -107,6 +119,11 @@ def open_runtime(
 
     logger.info("%s: Keras, %s", backbone.name, kind)
     return KerasRuntime(backbone, build(), batch_size, kind)
+
+
+def _keras_backend() -> str:
+    """Keras' backend as its environment says, without importing it."""
+    return os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
 def _has_gpu() -> bool:

@@ -1,0 +1,182 @@
+"""ONNX files as backbones, against the same arithmetic in NumPy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deepfeat
+from deepfeat.backbones import onnx as onnx_backbone
+from deepfeat.backbones.network import PREPROCESSINGS
+from deepfeat.cli import main
+from deepfeat.errors import BackboneError, UsageError
+from deepfeat.runtimes import selection
+
+onnx = pytest.importorskip("onnx", reason="the package onnx writes the files of these tests")
+pytest.importorskip("openvino", reason="the extra openvino is not installed")
+from onnx import helper, numpy_helper  # noqa: E402
+
+SIDE = 6
+KERNEL = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+POOLINGS = {
+    "avg": lambda maps: maps.mean(axis=(1, 2)),
+    "max": lambda maps: maps.max(axis=(1, 2)),
+    "gem": lambda maps: np.cbrt((np.maximum(maps, 1e-6) ** 3).mean(axis=(1, 2))),
+    "flatten": lambda maps: maps.reshape(len(maps), -1),
+    None: lambda maps: maps,
+}
+
+
+def write(file, *, last=False, side=SIDE, batch="n", channels=3, external=False):
+    """A convolution of one pixel, named "first", and a rectifier; channels last by transposing at both ends."""
+    kernel = np.ones((4, channels), np.float32) if channels != 3 else KERNEL
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["maps"], name="first"),
+        helper.make_node("Relu", ["maps"], ["y"], name="second"),
+    ]
+    shapes = [batch, channels, side, side], [batch, 4, side, side]
+    given, made = "x", "y"
+    if last:
+        nodes = [
+            helper.make_node("Transpose", ["given"], ["x"], perm=[0, 3, 1, 2]),
+            *nodes,
+            helper.make_node("Transpose", ["y"], ["made"], perm=[0, 2, 3, 1]),
+        ]
+        shapes = [batch, side, side, channels], [batch, side, side, 4]
+        given, made = "given", "made"
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(given, onnx.TensorProto.FLOAT, shapes[0])],
+        [helper.make_tensor_value_info(made, onnx.TensorProto.FLOAT, shapes[1])],
+        [numpy_helper.from_array(kernel[:, :, None, None], "kernel")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, file, save_as_external_data=external, location="weights.bin", size_threshold=0)
+    return file
+
+
+def maps_of(images, preprocess="tf", rectified=True):
+    given = PREPROCESSINGS[preprocess]
+    x = images[..., ::-1] if given.channels == "bgr" else images
+    maps = (x - np.float32(given.mean)) / np.float32(given.std) @ KERNEL.T
+    return np.maximum(maps, 0) if rectified else maps
+
+
+def pictures(count, side=SIDE):
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def open_any(backbone, **options):
+    given = {"runtime": "auto", "precision": "float32", "batch_size": "auto", **options}
+    return selection.open_runtime(backbone, backbone.weights_digest(), backbone.build, **given)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("preprocess", ["tf", "caffe", "torch"])
+def test_features_are_what_numpy_computes(tmp_path, pooling, last, preprocess):
+    file = write(tmp_path / "mine.onnx", last=last)
+    backbone = deepfeat.load_backbone(file, preprocess=preprocess, pooling=pooling)
+    assert (backbone.name, backbone.input_shape) == ("mine", (SIDE, SIDE, 3))
+    (features,) = open_any(backbone)(pictures(5))
+    np.testing.assert_allclose(features, POOLINGS[pooling](maps_of(pictures(5), preprocess)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("names", [("first", "y"), ("maps", "y")])
+def test_layers_are_named_by_node_or_output(tmp_path, names, last):
+    file = write(tmp_path / "mine.onnx", last=last)
+    runtime = open_any(deepfeat.load_backbone(file, preprocess="tf", layer=names, pooling=None))
+    first, second = runtime(pictures(2))
+    np.testing.assert_allclose(first, maps_of(pictures(2), rectified=False), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(second, maps_of(pictures(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_size_and_batch_of_the_file_can_be_other(tmp_path):
+    file = write(tmp_path / "mine.onnx", side="side", batch=1)
+    with pytest.raises(UsageError, match="leaves its input size open: pass input_size"):
+        deepfeat.load_backbone(file, preprocess="tf")
+    (features,) = open_any(deepfeat.load_backbone(file, preprocess="tf", input_size=9))(pictures(3, 9))
+    np.testing.assert_allclose(features, maps_of(pictures(3, 9)).mean(axis=(1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_key_holds_the_content_of_all_files(tmp_path):
+    alone = deepfeat.load_backbone(write(tmp_path / "a.onnx"), preprocess="tf").weights_digest()
+    backbone = deepfeat.load_backbone(write(tmp_path / "b.onnx", external=True), preprocess="tf")
+    split = backbone.weights_digest()
+    assert alone != split
+    np.testing.assert_allclose(open_any(backbone)(pictures(2))[0], maps_of(pictures(2)).mean(axis=(1, 2)), rtol=1e-4)
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(bytes(len(weights.read_bytes())))
+    assert backbone.weights_digest() not in (alone, split)
+    weights.unlink()
+    with pytest.raises(BackboneError, match=r"keeps weights in weights\.bin, which is not beside it"):
+        backbone.weights_digest()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"channels": 1}, r"inputs of shape \[\?,1,6,6\]: a backbone takes one batch"),
+        (None, "cannot be read as"),
+    ],
+)
+def test_unusable_file_is_one_sentence(tmp_path, content, message):
+    file = tmp_path / "mine.onnx"
+    file.write_bytes(b"nothing") if content is None else write(file, **content)
+    with pytest.raises(BackboneError, match=message):
+        deepfeat.load_backbone(file, preprocess="tf")
+
+
+def test_unknown_layer_keras_and_missing_openvino_are_one_sentence(tmp_path, monkeypatch):
+    file = write(tmp_path / "mine.onnx")
+    with pytest.raises(BackboneError, match=r"has no layer 'frist': near are .*'first'"):
+        open_any(deepfeat.load_backbone(file, preprocess="tf", layer="frist"))
+    with pytest.raises(UsageError, match="which only OpenVINO runs"):
+        open_any(deepfeat.load_backbone(file, preprocess="tf"), runtime="keras")
+    with pytest.raises(BackboneError, match="there is no Keras model of it"):
+        deepfeat.load_backbone(file, preprocess="tf").build()
+    monkeypatch.setattr(onnx_backbone.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'deepfeat\[openvino\]'"):
+        deepfeat.load_backbone(file, preprocess="tf")
+
+
+def test_costs_are_exact(tmp_path):
+    assert onnx_backbone.count_onnx(write(tmp_path / "mine.onnx"), (SIDE, SIDE)) == (12, 12 * SIDE * SIDE)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(pictures(7)):
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_command_line_extracts_and_benchmarks(tmp_path, photos, capsys):
+    file, cache = write(tmp_path / "mine.onnx"), tmp_path / "f.h5"
+    chosen = ["--backbone", str(file), "--preprocess", "tf"]
+    assert main(["extract", str(photos), *chosen, "--cache", str(cache)]) == 0
+    features = deepfeat.open_features(cache).features("mine")
+    np.testing.assert_allclose(features, maps_of(pictures(7)).mean(axis=(1, 2)), rtol=1e-4, atol=1e-4)
+    capsys.readouterr()
+    assert main(["bench", str(photos), *chosen, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mine"]["parameters"] == 12
+
+
+def test_keras_and_tensorflow_stay_out(tmp_path, photos):
+    write(tmp_path / "mine.onnx")
+    code = (
+        "import sys, deepfeat; b = deepfeat.load_backbone(sys.argv[1], preprocess='tf'); "
+        "deepfeat.extract(sys.argv[2], b, sys.argv[3], progress=False); "
+        "print(sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    )
+    arguments = [str(tmp_path / "mine.onnx"), str(photos), str(tmp_path / "f.h5")]
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
