@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def load_backbone(
 def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
     import keras
 
+    # Registers a layer that a fine-tuned AlexNet names.
+    importlib.import_module("deepfeat.backbones.response_normalisation")
     try:
         model = keras.saving.load_model(file, custom_objects=custom_objects, compile=False, safe_mode=True)
     # Keras raises many types here; its message names the class that is missing or refused.

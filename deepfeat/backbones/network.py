@@ -88,6 +88,28 @@ class Network:
     reproducible: bool = False
 
 
+def untrained(name: str, build: Callable[[Shape], keras.Model], edge: int, preprocess: Preprocessing) -> Network:
+    """Describe a network for which nobody has published weights that could be had here."""
+
+    def refuse(shape: Shape) -> keras.Model:
+        msg = (
+            f"there are no published ImageNet weights of {name}: pass weights=None and train it with "
+            "deepfeat.finetune, or weights=<file>"
+        )
+        raise BackboneError(msg)
+
+    return Network(
+        name,
+        build,
+        (edge, edge),
+        preprocess,
+        pretrained=refuse,
+        weights_file=lambda shape: None,
+        offline=lambda: False,
+        reproducible=True,
+    )
+
+
 def resolve_preprocessing(preprocess: str | Preprocessing) -> Preprocessing:
     """Turn the name of a preprocessing into its numbers."""
     if isinstance(preprocess, Preprocessing):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from deepfeat.backbones import applications, efficientnet_lite
+from deepfeat.backbones import alexnet, applications, deep_cnn, efficientnet_lite
 from deepfeat.backbones.network import (
     Network,
     Preprocessing,
@@ -33,7 +33,9 @@ POOLINGS = ("avg", "max", "gem", "flatten", None)
 
 
 _REGISTRY: dict[str, Network] = {
-    network.name: network for network in (*applications.networks(), *efficientnet_lite.networks())
+    network.name: network
+    for module in (applications, efficientnet_lite, alexnet, deep_cnn)
+    for network in module.networks()
 }
 
 
