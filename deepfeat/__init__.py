@@ -23,6 +23,8 @@ _HOMES = {
     "register_backbone": "backbones",
     "load_backbone": "backbones",
     "list_backbones": "backbones",
+    "finetune": "training",
+    "finetune_folds": "training",
     "open_features": "store",
     "FeatureStore": "store",
     "verify_features": "store",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from deepfeat.extraction import extract
     from deepfeat.store import FeatureStore, open_features, verify_features
     from deepfeat.svm import SVMResult, fit_svm
+    from deepfeat.training import finetune, finetune_folds
     from deepfeat.transfer import import_features, merge_features, read_features
     from deepfeat.verification import verify_sample
 

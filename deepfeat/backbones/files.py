@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepfeat.backbones.manifest import read_manifest
 from deepfeat.backbones.network import Network, Preprocessing, Shape, parse_size, resolve_preprocessing
 from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 def load_backbone(
     path: str | os.PathLike[str],
     *,
-    preprocess: str | Preprocessing,
+    preprocess: str | Preprocessing | None = None,
     input_size: int | tuple[int, int] | None = None,
     layer: str | Sequence[str] | None = None,
     pooling: str | None = "avg",
-    resize: str = "squash",
+    resize: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Use a saved Keras model as a backbone.
@@ -36,12 +37,13 @@ def load_backbone(
         A ``.keras`` file. Its features are known by its content and the name of the file.
     preprocess : str or Preprocessing
         What the model was trained with, see `register_backbone`; it has no
-        default, since a wrong one goes unnoticed.
+        default, since a wrong one goes unnoticed. A network of `finetune` brings its own.
     input_size : int or tuple of int, optional
         Height and width in pixels; needed where the model leaves them open.
     layer, pooling, resize
         As in `Backbone`. A classifier's own output is its class scores: name
-        the layer before them.
+        the layer before them. The output of a network of `finetune` is its embedding,
+        and its layer ``scores`` has the probabilities of the classes.
     custom_objects : mapping, optional
         Classes and functions of one's own that the model names.
 
@@ -52,9 +54,10 @@ def load_backbone(
     Raises
     ------
     UsageError
-        If the path is not a ``.keras`` file, or its input size is open and not given.
+        If the path is not a ``.keras`` file, or its preprocessing is not given, or its input size is open and not given.
     BackboneError
-        If Keras cannot or will not load it, or it does not take one RGB image.
+        If Keras cannot or will not load it, or it does not take one RGB image, or the
+        manifest of a network of `finetune` is missing.
 
     Examples
     --------
@@ -66,13 +69,21 @@ def load_backbone(
         msg = f"{os.fspath(path)!r} is not a .keras file: save the model with model.save('name.keras')"
         raise UsageError(msg)
     objects = dict(custom_objects or {})
+    manifest = read_manifest(file)
+    if manifest is not None:
+        preprocess, input_size = manifest.preprocessing, input_size or manifest.input_size
+        resize = resize or manifest.resize
+    elif preprocess is None:
+        msg = f"{file} needs preprocess=: 'none', 'tf', 'torch', 'caffe', 'lite', or a Preprocessing"
+        raise UsageError(msg)
     size = parse_size(input_size if input_size is not None else _declared_size(_load(file, objects), file))
+    name = file.stem if manifest is None else manifest.name
 
     def build(shape: Shape) -> keras.Model:
         return _load(file, objects)
 
     network = Network(
-        file.stem,
+        name,
         build,
         size,
         resolve_preprocessing(preprocess),
@@ -80,8 +91,9 @@ def load_backbone(
         weights_file=lambda shape: file,
         offline=file.is_file,
         reproducible=not objects,
+        manifest=manifest,
     )
-    return Backbone(file.stem, layer=layer, pooling=pooling, input_size=size, resize=resize, network=network)
+    return Backbone(name, layer=layer, pooling=pooling, input_size=size, resize=resize or "squash", network=network)
 
 
 def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:

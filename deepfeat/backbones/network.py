@@ -16,6 +16,8 @@ from deepfeat.errors import BackboneError, UsageError
 if TYPE_CHECKING:
     import keras
 
+    from deepfeat.backbones.manifest import Manifest
+
 Shape = tuple[int, int, int]
 
 
@@ -76,6 +78,8 @@ class Network:
     reproducible : bool
         Whether name, weights and versions of the libraries decide the network; a
         user's own code may change under the same name.
+    manifest : Manifest or None
+        What is known of a fine-tuned network.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Network:
     weights_file: Callable[[Shape], Path | None]
     offline: Callable[[], bool]
     reproducible: bool = False
+    manifest: Manifest | None = None
 
 
 def untrained(name: str, build: Callable[[Shape], keras.Model], edge: int, preprocess: Preprocessing) -> Network:

@@ -25,6 +25,7 @@ from deepfeat.backbones.network import (
 )
 from deepfeat.errors import UsageError
 from deepfeat.images import PIXELS_VERSION, RESIZE_POLICIES
+from deepfeat.provenance import TrainedOn
 
 if TYPE_CHECKING:
     import keras
@@ -113,6 +114,21 @@ class Backbone:
         """Names of the layers, one for each feature block."""
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """Digests of the images and groups that the network was fine-tuned on; None if it was not."""
+        return None if self.network.manifest is None else self.network.manifest.trained_on
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Loss, accuracy and learning rate of each epoch of fine-tuning; without rows if there was none."""
+        return pd.DataFrame([] if self.network.manifest is None else self.network.manifest.history)
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes that the network was fine-tuned to, in the order of the layer ``scores``; empty if it was not."""
+        return [] if self.network.manifest is None else self.network.manifest.classes
+
     def build(self) -> keras.Model:
         """Build the Keras network with its weights, from preprocessed images to features.
 
@@ -161,7 +177,7 @@ class Backbone:
             One for each layer.
         """
         preprocess = self.network.preprocess
-        return [
+        specs: list[dict[str, Any]] = [
             {
                 "backbone": self.name,
                 "weights": weights_digest,
@@ -181,6 +197,8 @@ class Backbone:
             }
             for layer in self.layers
         ]
+        space = None if self.network.manifest is None else self.network.manifest.space
+        return [{**spec, "space": space} if space and spec["layer"] is None else spec for spec in specs]
 
 
 def register_backbone(
