@@ -80,4 +80,9 @@ def _stacked(digests: Sequence[bytes]) -> np.ndarray:
 
 
 def _is_in(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
-    return np.isin(*(np.ascontiguousarray(d).view(_VOID).reshape(len(d)) for d in (digests, known)))
+    return np.isin(_as_one(digests), _as_one(known))
+
+
+def _as_one(digests: np.ndarray) -> np.ndarray:
+    """Each digest as one value."""
+    return np.ascontiguousarray(digests).view(_VOID).reshape(len(digests))

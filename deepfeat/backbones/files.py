@@ -54,7 +54,7 @@ def load_backbone(
     Raises
     ------
     UsageError
-        If the path is not a ``.keras`` file, or its preprocessing is not given, or its input size is open and not given.
+        If the path is not a ``.keras`` file, its preprocessing is not given, or its input size is open and not given.
     BackboneError
         If Keras cannot or will not load it, or it does not take one RGB image, or the
         manifest of a network of `finetune` is missing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,8 @@ class Manifest:
     def to_json(self) -> str:
         """Describe the network as text; digests are hexadecimal."""
         lists = {"images": _to_hex(self.trained_on.images), "groups": _to_hex(self.trained_on.groups)}
-        record = asdict(replace(self, trained_on=None))  # type: ignore[type-var]
-        return json.dumps(
-            {"format": FORMAT, "format_version": FORMAT_VERSION, **record, "trained_on": lists}, indent=1, default=float
-        )
+        record = {**vars(self), "preprocessing": asdict(self.preprocessing), "trained_on": lists}
+        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **record}, indent=1, default=float)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -83,9 +81,10 @@ class Manifest:
             raise ValueError("it is of another format or version")
         lists = record.pop("trained_on")
         trained_on = TrainedOn(_from_hex(lists["images"]), _from_hex(lists["groups"]))
-        preprocessing = {k: v if k == "channels" else tuple(v) for k, v in record.pop("preprocessing").items()}
+        numbers = record.pop("preprocessing")
+        preprocessing = Preprocessing(numbers["channels"], tuple(numbers["mean"]), tuple(numbers["std"]))
         size = tuple(record.pop("input_size"))
-        return cls(**record, input_size=size, preprocessing=Preprocessing(**preprocessing), trained_on=trained_on)
+        return cls(**record, input_size=size, preprocessing=preprocessing, trained_on=trained_on)
 
 
 def manifest_path(file: Path) -> Path:

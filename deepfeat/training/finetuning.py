@@ -204,7 +204,7 @@ def finetune_folds(
     checked = Settings(**settings)
     file, base = _check(path, backbone)
     samples = find_samples(images, checked.positive)
-    folds = make_folds(_names(samples), samples.sets, cv, checked.seed)
+    folds = make_folds(samples.names, samples.sets, cv, checked.seed)
     made = []
     for number, (train_rows, _) in enumerate(folds):
         part = file.with_name(f"{file.stem}@fold{number}.keras")
@@ -246,8 +246,7 @@ def _train_one(
 def _train(
     samples: Samples, base: Backbone, file: Path, settings: Settings, checkpoints: Checkpoints, progress: bool
 ) -> tuple[Any, list[dict[str, Any]]]:
-    named = dataclasses.replace(samples, labels=_names(samples))
-    rows, validation = split_validation(named, settings.val_size, settings.seed)
+    rows, validation = split_validation(samples, settings.val_size, settings.seed)
     labels, classes = samples.labels[rows], samples.classes
     val_imbalance = "class_weight" if settings.imbalance == "resample" else settings.imbalance
     data = Data(
@@ -275,7 +274,7 @@ def _train(
 def _save(
     classifier: Any, samples: Samples, base: Backbone, settings: Settings, file: Path, facts: Mapping[str, Any]
 ) -> None:
-    """Write the network and its manifest, each whole or not at all; the network last, since it says that both are there."""
+    """Write the network and its manifest, each whole or not at all; the network last, since it says that both exist."""
     draft = file.with_name(f"{file.stem}.draft.keras")
     classifier.save(draft)
     manifest = Manifest(
@@ -318,14 +317,10 @@ def _run_digest(samples: Samples, base: Backbone, weights: str, settings: Settin
     """Digest of everything that decides the training."""
     digest = hashlib.sha256(canonical_json({"settings": settings.to_record(), "spec": base.specs(weights)[0]}).encode())
     columns = samples.table[["group", "split"]].fillna("").itertuples(index=False)
-    for content, label, row in zip(samples.digests, _names(samples), columns, strict=True):
+    for content, label, row in zip(samples.digests, samples.names, columns, strict=True):
         digest.update(content + "\0".join([label, *row]).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 
 def _describe(base: Backbone, weights: str) -> dict[str, Any]:
     return {"name": base.name, "weights": weights, "layer": base.layer, "pooling": base.pooling, "seed": base.seed}
-
-
-def _names(samples: Samples) -> np.ndarray:
-    return np.array(samples.classes, object)[samples.labels]

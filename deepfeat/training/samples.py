@@ -46,6 +46,11 @@ class Samples:
     labels: np.ndarray
     sets: np.ndarray
 
+    @property
+    def names(self) -> np.ndarray:
+        """Class of each image."""
+        return np.array(self.classes, object)[self.labels]
+
     def take(self, rows: np.ndarray) -> Samples:
         """Some of the images."""
         return replace(
@@ -91,10 +96,14 @@ def find_samples(images: Any, positive: str | None) -> Samples:
 
 
 def split_validation(samples: Samples, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows that tell when to stop: those of the split "val", or else a grouped stratified share."""
+    """Rows to train on and rows that tell when to stop: those of the split "val", or a grouped stratified share."""
     given = (samples.table["split"] == "val").to_numpy()
     if not given.any():
-        return hold_out(samples.labels, samples.sets.tolist(), val_size, seed)
+        try:
+            return hold_out(samples.names, samples.sets.tolist(), val_size, seed)
+        except DataError as error:
+            msg = f"a share of {val_size:g} of {len(given)} images cannot be kept for validation: {error}"
+            raise DataError(msg) from error
     train, validation = np.flatnonzero(~given), np.flatnonzero(given)
     shared = np.intersect1d(samples.sets[train], samples.sets[validation])
     if len(shared):

@@ -25,6 +25,7 @@ _BOUNDS: dict[str, tuple[type, float, float]] = {
     "learning_rate": (Real, 0, float("inf")),
     "l2": (Real, 0, float("inf")),
     "dropout": (Real, 0, 1),
+    "seed": (Integral, 0, float("inf")),
 }
 
 
@@ -63,6 +64,11 @@ class Settings:
             _check_number(name, getattr(self, name), kind, least, below)
         if not isinstance(self.unfreeze, str):
             _check_number("unfreeze", self.unfreeze, Real, 0, 1.0000001)
+        if self.embedding_dim is not None:
+            _check_number("embedding_dim", self.embedding_dim, Integral, 2, float("inf"))
+        if not isinstance(self.val_size, Real) or not 0 < self.val_size < 1:
+            msg = f"val_size is {self.val_size!r}: use a share between 0 and 1, such as 0.15"
+            raise UsageError(msg)
         if self.head_epochs + self.epochs == 0:
             raise UsageError("head_epochs and epochs are both 0: there is nothing to train")
 
