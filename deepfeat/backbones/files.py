@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfeat.backbones.manifest import read_manifest
-from deepfeat.backbones.network import Network, Preprocessing, Shape, parse_size, resolve_preprocessing
+from deepfeat.backbones.network import (
+    PREPROCESSINGS,
+    Network,
+    Preprocessing,
+    Shape,
+    parse_size,
+    resolve_preprocessing,
+)
 from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
 
@@ -74,7 +81,7 @@ def load_backbone(
         preprocess, input_size = manifest.preprocessing, input_size or manifest.input_size
         resize = resize or manifest.resize
     elif preprocess is None:
-        msg = f"{file} needs preprocess=: 'none', 'tf', 'torch', 'caffe', 'lite', or a Preprocessing"
+        msg = f"{file} does not say how its pixels are scaled: pass preprocess, one of {', '.join(PREPROCESSINGS)}"
         raise UsageError(msg)
     size = parse_size(input_size if input_size is not None else _declared_size(_load(file, objects), file))
     name = file.stem if manifest is None else manifest.name
