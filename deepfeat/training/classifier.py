@@ -66,8 +66,7 @@ def class_directions(n_classes: int, width: int, seed: int | None = None) -> np.
     """Directions of the classes in the embedding, each as far as can be from every other.
 
     They are the vertices of a regular simplex with unit length and cosines of -1 / (n_classes - 1), in a
-    random position that ``seed`` decides (Zhu et al. 2021, arXiv:2105.02375, definition 2.1 and section 4: networks
-    whose last layer is fixed so classify as well; Pernici et al. 2019, arXiv:1902.10441).
+    random position that ``seed`` decides. Networks whose last layer is fixed so classify as well [1]_ [2]_.
 
     Parameters
     ----------
@@ -83,6 +82,12 @@ def class_directions(n_classes: int, width: int, seed: int | None = None) -> np.
     ------
     UsageError
         If the width is below the number of classes.
+
+    References
+    ----------
+    .. [1] Zhu et al. (2021), A geometric analysis of neural collapse with unconstrained features, arXiv:2105.02375.
+    .. [2] Pernici et al. (2019), Fix your features: stationary and maximally discriminative embeddings using
+       regular polytope (fixed classifier) networks, arXiv:1902.10441.
     """
     if width < n_classes:
         msg = f"embedding_dim is {width} with {n_classes} classes: use at least as many as classes"
