@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -35,10 +36,14 @@ class LocalResponseNormalization(keras.layers.Layer):
         """Normalise activations of shape (n, height, width, channels)."""
         # In bfloat16 the sum would vanish beside k.
         x = ops.cast(inputs, "float32")
-        channels, reach = x.shape[-1], self.depth // 2
-        squares = ops.pad(ops.square(x), [[0, 0], [0, 0], [0, 0], [reach, reach]])
-        around = sum(squares[..., i : i + channels] for i in range(self.depth))
-        return ops.cast(x * ops.power(self.k + self.alpha * around, -self.beta), inputs.dtype)
+        around = ops.matmul(ops.square(x), self._neighbours(x.shape[-1]))
+        # A power takes several times as long as its logarithm and exponential.
+        return ops.cast(x * ops.exp(-self.beta * ops.log(self.k + self.alpha * around)), inputs.dtype)
+
+    def _neighbours(self, channels: int) -> np.ndarray:
+        """Which channels are summed for which: a band of ones about the diagonal."""
+        number = np.arange(channels)
+        return (np.abs(number[:, np.newaxis] - number) <= self.depth // 2).astype(np.float32)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape unchanged."""

@@ -164,7 +164,10 @@ class KerasRuntime:
 
 def count_gpus() -> int:
     """Number of GPUs that Keras sees."""
-    return len(keras.distribution.list_devices("gpu"))
+    try:
+        return len(keras.distribution.list_devices("gpu"))
+    except RuntimeError:  # from JAX, where there is none
+        return 0
 
 
 def _is_out_of_memory(error: Exception) -> bool:

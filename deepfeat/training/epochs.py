@@ -134,7 +134,6 @@ def _compile(trainer: Any, network: Any, rate: float, settings: Settings, n_imag
     trainer.optimizer.build(trainer.trainable_variables)
 
 
-@keras.saving.register_keras_serializable("deepfeat")
 class TriangularRate(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that goes up and down between a quarter of its greatest value and that (Smith 2017).
 

@@ -18,7 +18,8 @@ from deepfeat.backbones.network import file_digest
 from deepfeat.errors import UsageError
 from deepfeat.extraction import versions
 from deepfeat.provenance import TrainedOn
-from deepfeat.runtimes.keras import count_gpus, keras
+from deepfeat.runtimes.keras import keras
+from deepfeat.runtimes.selection import resolve
 from deepfeat.splits import make_folds
 from deepfeat.store import canonical_json
 from deepfeat.store.lock import Lock
@@ -227,8 +228,7 @@ def _check(path: str | os.PathLike[str], backbone: str | Backbone) -> tuple[Path
 def _train_one(
     samples: Samples, base: Backbone, file: Path, settings: Settings, fold: dict[str, int] | None, progress: bool
 ) -> Backbone:
-    if settings.precision == "auto":
-        settings = dataclasses.replace(settings, precision="bfloat16" if count_gpus() else "float32")
+    settings = dataclasses.replace(settings, precision=resolve("keras", settings.precision)[1])
     weights = digest_weights(base)
     run = _run_digest(samples, base, weights, settings)
     with Lock(file):

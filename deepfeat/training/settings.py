@@ -9,11 +9,11 @@ from typing import Any
 
 from deepfeat.backbones.network import check_choice
 from deepfeat.errors import UsageError
+from deepfeat.runtimes.selection import PRECISIONS
 from deepfeat.training.augmentation import AUGMENTATIONS
 
 SCHEDULES = ("plateau", "cyclical", "constant")
 IMBALANCES = ("class_weight", "resample", None)
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 #: Bounds of numbers: type, least, and the value that it stays below.
 _BOUNDS: dict[str, tuple[type, float, float]] = {
