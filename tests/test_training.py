@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from small_network import OPTIONS, small_cnn
 
 import deepfeat
-from deepfeat.backbones.network import PREPROCESSINGS
+from deepfeat.backbones.network import PREPROCESSINGS, Preprocessing
 from deepfeat.errors import BackboneError, DataError, DataWarning, LockedError, UsageError
 from deepfeat.provenance import digest_group
 from deepfeat.runtimes.keras import KerasRuntime, keras
@@ -281,6 +282,14 @@ def test_statistics_inside_a_network_in_the_network_stay_frozen():
 
 
 # The fixed classifier
+
+
+def test_image_without_any_feature_does_no_harm(table, tmp_path):
+    """ReLU may leave nothing of an image, and the direction of nothing has no gradient."""
+    blind = small_cnn()
+    blind = replace(blind, network=replace(blind.network, preprocess=Preprocessing(std=(1e9,) * 3)))
+    made = deepfeat.finetune(table, blind, tmp_path / "x.keras", embedding_dim=4, unfreeze=0, **{**FAST, "epochs": 1})
+    assert np.isfinite(made.history[["loss", "val_loss"]].to_numpy()).all()
 
 
 @pytest.mark.parametrize(("n_classes", "width"), [(2, 2), (3, 6), (8, 64)])

@@ -11,7 +11,7 @@ import numpy as np
 from deepfeat.backbones import Backbone
 from deepfeat.backbones.manifest import MODEL_NAME
 from deepfeat.errors import BackboneError, UsageError
-from deepfeat.runtimes.keras import as_mixed, keras, layer_output, pool, preprocess
+from deepfeat.runtimes.keras import as_mixed, keras, layer_output, ops, pool, preprocess
 
 #: Seed of the directions of the classes, the same for all networks: it makes their embeddings comparable.
 SPACE_SEED = 0
@@ -54,12 +54,18 @@ def build_classifier(backbone: Backbone, n_classes: int, embedding_dim: int | No
         logits = dense(x)
     else:
         dense = layers.Dense(embedding_dim, kernel_initializer=_initializer(seed), name=_free("projection", taken))
-        embedding = layers.UnitNormalization(name=_free("embedding", taken))(dense(x))
+        embedding = _to_unit_length(dense(x))
         fixed = layers.Dense(n_classes, use_bias=False, trainable=False, name=_free("class_directions", taken))
         logits = fixed(embedding)
         fixed.set_weights([SCALE * class_directions(n_classes, embedding_dim)])
     scores = layers.Softmax(dtype="float32", name=_free("scores", taken))(logits)
     return keras.Model(base.inputs[0], [embedding, scores], name=MODEL_NAME)
+
+
+def _to_unit_length(x: Any) -> Any:
+    """Scale vectors to unit length, in float32; the length of nothing has no gradient, so that a little is added."""
+    x = ops.cast(x, "float32")
+    return x * ops.rsqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
 def class_directions(n_classes: int, width: int, seed: int | None = None) -> np.ndarray:

@@ -92,7 +92,7 @@ def train(
         if number < state.phase or phase.epochs == 0:
             continue
         set_trainable(network, settings.unfreeze, phase.name == "head", frozen_statistics)
-        _compile(trainer, network, phase.rate, settings, len(data.train))
+        compile_trainer(trainer, network, phase.rate, settings, len(data.train))
         if number == state.phase:
             checkpoints.restore(network, trainer.optimizer)
         else:
@@ -116,7 +116,8 @@ def _begin(number: int, phase: Phase, network: Any, settings: Settings, checkpoi
     state.phase_best, state.waited, state.stalled = float("inf"), 0, 0
 
 
-def _compile(trainer: Any, network: Any, rate: float, settings: Settings, n_images: int) -> None:
+def compile_trainer(trainer: Any, network: Any, rate: float, settings: Settings, n_images: int) -> None:
+    """Give a model its loss, penalty, optimizer and learning rate, once it is known which layers learn."""
     penalty = keras.regularizers.L2(settings.l2) if settings.l2 else None
     for weight in network.trainable_weights:
         if len(weight.shape) > 1:
