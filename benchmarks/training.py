@@ -65,11 +65,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     machine = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Keras on {keras.backend.backend()}"
     command = "python benchmarks/training.py --mobilenet WEIGHTS --table docs/results/training.md"
-    text = (
-        f"# Speed of training\n\nMade by `{command}` on {machine}, float32, batches of {BATCH}.\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+    title = f"# Speed of training\n\nMade by `{command}` on {machine}, float32, batches of {BATCH}."
+    text = "\n".join([title, "", *lines, ""])
     if arguments.table:
         arguments.table.write_text(text, encoding="utf-8")
 

@@ -219,17 +219,8 @@ def test_store_merge_export_and_import(cache, tmp_path, capsys):
 
 def finetune_command(folder, output, *more):
     fast = ["--input-size", "32", "--head-epochs", "1", "--epochs", "1", "--unfreeze", "head_conv", "--batch-size", "8"]
-    return [
-        "finetune",
-        str(folder),
-        "--backbone",
-        "EfficientNetLite0",
-        "--output",
-        str(output),
-        "--quiet",
-        *fast,
-        *more,
-    ]
+    backbone = ["--backbone", "EfficientNetLite0", "--output", str(output)]
+    return ["finetune", str(folder), *backbone, "--quiet", *fast, *more]
 
 
 def test_finetune_trains_draws_and_is_a_backbone_for_extract(folder, tmp_path, capsys):
@@ -239,17 +230,8 @@ def test_finetune_trains_draws_and_is_a_backbone_for_extract(folder, tmp_path, c
     assert (record["classes"], record["epochs"], record["images"]) == (["bright", "dark"], 2, 18)
     assert [epoch["phase"] for epoch in record["history"]] == ["head", "finetune"]
     assert Image.open(plot).size == (1500, 630)
-    extract = [
-        "extract",
-        str(folder),
-        "--backbone",
-        str(output),
-        "--cache",
-        str(tmp_path / "f.h5"),
-        "--quiet",
-        "--json",
-    ]
-    assert main(extract) == 0
+    cache = str(tmp_path / "f.h5")
+    assert main(["extract", str(folder), "--backbone", str(output), "--cache", cache, "--quiet", "--json"]) == 0
     assert [b["name"] for b in json.loads(capsys.readouterr().out)["blocks"]] == ["light"]
     assert deepfeat.open_features(cache).seen("light").sum() == 18
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,10 +105,12 @@ def load_backbone(
 def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
     import keras
 
-    # Registers a layer that a fine-tuned AlexNet names.
-    importlib.import_module("deepfeat.backbones.response_normalisation")
+    from deepfeat.backbones.response_normalisation import LocalResponseNormalization
+
+    # The layer of a fine-tuned AlexNet that Keras does not have.
+    objects = {"deepfeat>LocalResponseNormalization": LocalResponseNormalization, **custom_objects}
     try:
-        model = keras.saving.load_model(file, custom_objects=custom_objects, compile=False, safe_mode=True)
+        model = keras.saving.load_model(file, custom_objects=objects, compile=False, safe_mode=True)
     # Keras raises many types here; its message names the class that is missing or refused.
     except Exception as error:
         msg = f"{file} cannot be loaded: {error}"
