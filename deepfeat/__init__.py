@@ -23,6 +23,12 @@ _HOMES = {
     "register_backbone": "backbones",
     "load_backbone": "backbones",
     "list_backbones": "backbones",
+    "finetune": "training",
+    "finetune_folds": "training",
+    "feature_maps": "activations",
+    "plot_feature_maps": "activations",
+    "plot_activation_maps": "activations",
+    "plot_history": "plots",
     "open_features": "store",
     "FeatureStore": "store",
     "verify_features": "store",
@@ -46,6 +52,7 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from deepfeat.activations import feature_maps, plot_activation_maps, plot_feature_maps
     from deepfeat.backbones import (
         Backbone,
         Preprocessing,
@@ -67,8 +74,10 @@ if TYPE_CHECKING:
         UsageError,
     )
     from deepfeat.extraction import extract
+    from deepfeat.plots import plot_history
     from deepfeat.store import FeatureStore, open_features, verify_features
     from deepfeat.svm import SVMResult, fit_svm
+    from deepfeat.training import finetune, finetune_folds
     from deepfeat.transfer import import_features, merge_features, read_features
     from deepfeat.verification import verify_sample
 

@@ -125,6 +125,64 @@ def fit(arguments: argparse.Namespace) -> None:
     _print_json(record)
 
 
+def finetune(arguments: argparse.Namespace) -> None:
+    """Train a backbone on labelled images, and keep it with what is known of the training."""
+    import deepfeat
+
+    names = [
+        *("positive", "head_epochs", "epochs", "patience", "batch_size", "head_learning_rate", "learning_rate"),
+        *("schedule", "l2", "dropout", "embedding_dim", "val_size", "precision", "seed"),
+    ]
+    settings = {name: getattr(arguments, name) for name in names}
+    settings["unfreeze"] = _number_or_name(arguments.unfreeze)
+    settings["imbalance"] = None if arguments.imbalance == "none" else arguments.imbalance
+    settings["augment"] = [name for name in arguments.augment if name != "none"]
+    backbone, table = _backbone(arguments.backbone, arguments), _read_table(arguments)
+    if arguments.test is not None:
+        table = deepfeat.split_table(table, arguments.test, arguments.seed)
+    given = (table, backbone, arguments.output)
+    progress = not arguments.quiet
+    if arguments.folds:
+        networks = deepfeat.finetune_folds(*given, cv=arguments.folds, progress=progress, **settings)
+    else:
+        networks = [deepfeat.finetune(*given, progress=progress, **settings)]
+    if arguments.plot:
+        deepfeat.plot_history(networks, arguments.plot)
+    records = {network.name: _training_record(network) for network in networks}
+    if arguments.json:
+        _print_json(records)
+        return
+    for name, record in records.items():
+        print(
+            f"{name}: {record['epochs']} epochs, the best was {record['best_epoch']}: validation loss "
+            f"{record['val_loss']:.3f}, balanced accuracy {record['val_balanced_accuracy']:.3f}"
+        )
+
+
+def _training_record(network: Any) -> dict[str, Any]:
+    """What a script would want to know of a fine-tuned backbone."""
+    history = network.history
+    best = history.loc[history["val_loss"].idxmin()]
+    return {
+        "classes": network.classes,
+        "images": len(network.trained_on.images),
+        "groups": len(network.trained_on.groups),
+        "epochs": len(history),
+        "best_epoch": best["epoch"],
+        "val_loss": best["val_loss"],
+        "val_accuracy": best["val_accuracy"],
+        "val_balanced_accuracy": best["val_balanced_accuracy"],
+        "history": history.to_dict("records"),
+    }
+
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def bench(arguments: argparse.Namespace) -> None:
     """Measure the speed, size and score of backbones on some of the images."""
     import deepfeat
@@ -281,6 +339,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", metavar="FILE", help="draw score against speed: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true")
 
+    command = _command(
+        commands,
+        "finetune",
+        finetune,
+        "deepfeat finetune photos --backbone EfficientNetLite0 --output skin.keras --test 0.2 --plot skin.png",
+    )
+    command.add_argument("images", help="folder of images, as for extract")
+    _add_finetune_options(command)
+    _add_label_options(command)
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--json", action="store_true")
+
     command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")
     command.add_argument("cache", help="feature store")
     command.add_argument(
@@ -337,6 +407,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_finetune_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--output", default="finetuned.keras", help="file to make (default: finetuned.keras)")
+    command.add_argument("--test", type=float, help="share of the images for a test split, which training never sees")
+    command.add_argument("--folds", type=int, help="train one network without each of so many folds")
+    command.add_argument("--positive", metavar="LABEL", help="this class against all others")
+    command.add_argument("--unfreeze", default="0.3", help="share of layers that learn, or the first (default: 0.3)")
+    command.add_argument("--head-epochs", type=int, default=3, help="of the classifier alone (default: 3)")
+    command.add_argument("--epochs", type=int, default=50, help="at most, of the unfrozen layers (default: 50)")
+    command.add_argument("--patience", type=int, default=8, help="epochs without a lower loss (default: 8)")
+    command.add_argument("--batch-size", type=int, default=32)
+    command.add_argument("--head-learning-rate", type=float, default=1e-3)
+    command.add_argument("--learning-rate", type=float, default=1e-4)
+    command.add_argument("--schedule", default="plateau", choices=("plateau", "cyclical", "constant"))
+    command.add_argument("--imbalance", default="class_weight", choices=("class_weight", "resample", "none"))
+    kinds = ("flip", "rotate", "color")
+    command.add_argument("--augment", nargs="+", default=kinds, choices=(*kinds, "none"), help="(default: all)")
+    command.add_argument("--l2", type=float, default=1e-4, help="penalty on weights (default: 1e-4)")
+    command.add_argument("--dropout", type=float, default=0.3, help="before the classifier (default: 0.3)")
+    command.add_argument("--embedding-dim", type=int, help="width of an embedding that several networks share")
+    command.add_argument("--val-size", type=float, default=0.15, help="share that tells when to stop (default: 0.15)")
+    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--plot", metavar="FILE", help="draw loss and accuracy: .png, .svg or .pdf")
+    command.add_argument("--backbone", required=True, metavar="NAME[=WEIGHTS]", help="as for extract")
+    _add_network_options(command)
+
+
 def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -> None:
     command.add_argument(
         "--backbone",
@@ -345,13 +442,19 @@ def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -
         metavar="NAME[=WEIGHTS]",
         help="network, or a .keras or .onnx file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
     )
+    _add_network_options(command)
+
+
+def _add_network_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layer", action="append", help="named layer instead of the network's output; may be repeated"
     )
     command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
     command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
-    command.add_argument("--resize", default="squash", choices=("squash", "crop", "pad"))
-    command.add_argument("--preprocess", help="for a .keras or .onnx file: none, tf, torch, caffe or lite")
+    command.add_argument("--resize", choices=("squash", "crop", "pad"), help="(default: squash)")
+    command.add_argument(
+        "--preprocess", help="for a .onnx file, or a .keras file not of finetune: none, tf, torch, caffe or lite"
+    )
 
 
 def _add_label_options(command: argparse.ArgumentParser) -> None:
@@ -386,15 +489,12 @@ def _backbone(text: str, arguments: argparse.Namespace) -> Any:
         "layer": arguments.layer if arguments.layer is None or len(arguments.layer) > 1 else arguments.layer[0],
         "pooling": None if arguments.pooling == "none" else arguments.pooling,
         "input_size": arguments.input_size,
-        "resize": arguments.resize,
     }
     if text.endswith((".keras", ".onnx")):
-        if arguments.preprocess is None:
-            raise UsageError("a .keras or .onnx file needs --preprocess: none, tf, torch, caffe or lite")
-        return deepfeat.load_backbone(text, preprocess=arguments.preprocess, **options)
+        return deepfeat.load_backbone(text, preprocess=arguments.preprocess, resize=arguments.resize, **options)
     name, separator, weights = text.partition("=")
     chosen = {"": "imagenet", "random": None}.get(weights, weights) if separator else "imagenet"
-    return deepfeat.Backbone(name, weights=chosen, **options)
+    return deepfeat.Backbone(name, weights=chosen, resize=arguments.resize or "squash", **options)
 
 
 def _read_table(arguments: argparse.Namespace) -> Any:

@@ -378,7 +378,8 @@ class _Run:
             _say_why_new(store, spec)
         shapes, made_with = itertools.cycle(self._runtime.shapes), versions(self._runtime.engine)
         return [
-            self._writer.add_block(spec, shape, made_with) for spec, shape in zip(self._specs, shapes, strict=False)
+            self._writer.add_block(spec, shape, made_with, self._backbone.trained_on)
+            for spec, shape in zip(self._specs, shapes, strict=False)
         ]
 
 

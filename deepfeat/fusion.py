@@ -29,7 +29,14 @@ _SPACE = ("backbone", "weights", "layer", "pooling", "preprocessing", "precision
 
 
 def one_space(specs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether blocks are of one embedding space: one network, seen through different image preparation."""
+    """Whether blocks are of one embedding space.
+
+    Those are one network, seen through different image preparation, and networks that were fine-tuned to one shared,
+    fixed classifier, which their specs name as their ``space``.
+    """
+    shared = specs[0].get("space")
+    if shared is not None and all(spec.get("space") == shared for spec in specs):
+        return True
     return all(spec.get(key) == specs[0].get(key) for spec in specs for key in _SPACE)
 
 

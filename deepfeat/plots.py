@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deepfeat.errors import UsageError
@@ -28,7 +30,8 @@ def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     scored = table.dropna(subset=["score"])
     if scored.empty:
         raise UsageError("there are no scores to draw: benchmark images that have labels")
-    figure, axes = _new_figure()
+    figure = _new_figure((7, 4.5))
+    axes = figure.subplots()
     errors = [scored["score"] - scored["low"], scored["high"] - scored["score"]]
     axes.errorbar(scored["both"], scored["score"], yerr=errors, fmt="o", color="#1f5a8c", ecolor="#9bb8d0", capsize=3)
     for name, row in scored.iterrows():
@@ -40,10 +43,125 @@ def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     figure.savefig(path)
 
 
-def _new_figure() -> tuple[Any, Any]:
+def plot_history(backbones: Any, path: str | os.PathLike[str]) -> None:
+    """Draw loss and accuracy of each epoch of fine-tuning and write them to a file.
+
+    Parameters
+    ----------
+    backbones : Backbone or list of Backbone
+        From `deepfeat.finetune`.
+    path : path
+        Its ending decides the format: .png, .svg or .pdf.
+
+    Raises
+    ------
+    UsageError
+        If a backbone was not fine-tuned, or matplotlib is not installed.
+    """
+    listed = backbones if isinstance(backbones, list | tuple) else [backbones]
+    without = [backbone.name for backbone in listed if backbone.history.empty]
+    if without or not listed:
+        msg = f"there is no history to draw of {without[0] if without else 'no backbones'}: pass those of finetune"
+        raise UsageError(msg)
+    figure = _new_figure((10, 4.2))
+    left, right = figure.subplots(1, 2)
+    for number, backbone in enumerate(listed):
+        _draw_curves(left, backbone, "loss", "val_loss", f"C{number}")
+        _draw_curves(right, backbone, "accuracy", "val_balanced_accuracy", f"C{number}")
+    left.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1))
+    for axes, solid in ((left, "validation"), (right, "validation, balanced over classes")):
+        axes.plot([], [], color="grey", label=solid)
+        axes.plot([], [], color="grey", linestyle="--", label="training")
+        axes.plot([], [], color="grey", marker="o", linestyle="", label="weights that were kept")
+        axes.plot([], [], color="grey", linestyle=":", label="layers unfrozen")
+        axes.legend(fontsize=8, frameon=False)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def _draw_curves(axes: Any, backbone: Any, training: str, validation: str, color: str) -> None:
+    history = backbone.history.set_index("epoch")
+    axes.plot(history[validation], color=color, label=backbone.name)
+    axes.plot(history[training], color=color, linestyle="--", alpha=0.7)
+    kept = history["val_loss"].idxmin()
+    axes.plot(kept, history[validation][kept], "o", color=color)
+    head = (history["phase"] == "head").sum()
+    if 0 < head < len(history):
+        axes.axvline(head + 0.5, color=color, linestyle=":", alpha=0.5)
+
+
+def draw_feature_maps(
+    pictures: Mapping[str, np.ndarray],
+    maps: Mapping[str, Mapping[str, np.ndarray]],
+    path: str | os.PathLike[str],
+    channels: int,
+) -> None:
+    """Draw the most varied maps of each layer, networks side by side, and write them to a file.
+
+    Parameters
+    ----------
+    pictures : mapping of str to ndarray of shape (height, width, 3), uint8
+        What each network saw.
+    maps : mapping of str to mapping of str to ndarray of shape (height, width, channels)
+        Of each network and layer.
+    path : path
+    channels : int
+        Maps of each layer.
+    """
+    n_rows = max(len(layers) for layers in maps.values())
+    figure = _new_figure((1.25 * (channels + 0.4) * len(maps), 1.35 * (n_rows + 1) + 0.4))
+    for part, (network, layers) in zip(np.atleast_1d(figure.subfigures(1, len(maps))), maps.items(), strict=True):
+        part.suptitle(network, fontsize=10, weight="bold")
+        grid = part.subplots(n_rows + 1, channels, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        grid[0, 0].imshow(pictures[network])
+        grid[0, 0].set_title("image", fontsize=7, loc="left")
+        for row, (layer, values) in zip(grid[1:], layers.items(), strict=False):
+            size = " x ".join(map(str, values.shape))
+            row[0].set_title(f"{layer}  {size}", fontsize=7, loc="left")
+            varied = np.argsort(values.std(axis=(0, 1)))[::-1][:channels]
+            for axes, channel in zip(row, varied, strict=False):
+                axes.imshow(values[..., channel], cmap="magma", interpolation="nearest")
+    figure.savefig(path)
+
+
+def draw_activation_maps(
+    pictures: Mapping[str, np.ndarray], maps: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike[str]
+) -> None:
+    """Draw where each layer is active, over the picture, a row for each network, and write it to a file.
+
+    Parameters
+    ----------
+    pictures, maps, path
+        As in `draw_feature_maps`.
+    """
+    n_columns = 1 + max(len(layers) for layers in maps.values())
+    figure = _new_figure((1.7 * n_columns, 2.05 * len(maps)))
+    for row, (network, layers) in zip(figure.subplots(len(maps), n_columns, squeeze=False), maps.items(), strict=True):
+        height, width = pictures[network].shape[:2]
+        for axes in row:
+            axes.axis("off")
+        for axes in row[: 1 + len(layers)]:
+            axes.imshow(pictures[network], extent=(0, width, height, 0))
+        row[0].set_title(network, fontsize=9, weight="bold")
+        for axes, (layer, values) in zip(row[1:], layers.items(), strict=False):
+            energy = np.square(values).sum(axis=-1)
+            # Padding makes the corners of some layers brighter than all the rest.
+            low, high = np.percentile(energy, (2, 98))
+            shown = np.clip((energy - low) / ((high - low) or 1), 0, 1)
+            options = {"cmap": "inferno", "interpolation": "bilinear", "extent": (0, width, height, 0)}
+            axes.imshow(shown, alpha=0.25 + 0.5 * shown, vmin=0, vmax=1, **options)
+            axes.set_title(f"{layer}\n{values.shape[0]} x {values.shape[1]}", fontsize=7)
+    figure.savefig(path)
+
+
+def _new_figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("plots need the package matplotlib: run `pip install 'deepfeat[plot]'`") from error
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-    return figure, figure.subplots()
+    return Figure(figsize=size, dpi=150, layout="constrained")

@@ -272,7 +272,7 @@ def _done_ids(store: FeatureStore, key: str) -> list[str]:
 
 def _copy_block(store: FeatureStore, block: Block, writer: StoreWriter) -> None:
     """Copy the rows of a block that the target lacks, failed ones included."""
-    copied = writer.add_block(block.spec, block.shape, block.versions)
+    copied = writer.add_block(block.spec, block.shape, block.versions, store.trained_on(block.key))
     records = store.records(block.key)
     ids = store.table["image_id"].to_numpy(object)
     targets = writer.store.positions(ids)

@@ -10,7 +10,14 @@ import pytest
 import deepfeat
 
 PACKAGE = Path(deepfeat.__file__).parent
-STAGE_1 = ("deepfeat.backbones", "deepfeat.runtimes", "deepfeat.extraction", "deepfeat.benchmarking")
+STAGE_1 = (
+    "deepfeat.backbones",
+    "deepfeat.runtimes",
+    "deepfeat.extraction",
+    "deepfeat.benchmarking",
+    "deepfeat.training",
+    "deepfeat.activations",
+)
 STAGE_2 = (
     "deepfeat.store",
     "deepfeat.fusion",

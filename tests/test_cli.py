@@ -97,7 +97,9 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
         (["extract", "missing", "--backbone", "VGG16"], 2, "does not exist"),
         (["extract", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17': did you mean VGG"),
         (["extract", ".", "--backbone", "VGG16=nothing.h5"], 2, "'nothing.h5' is not a file"),
-        (["extract", ".", "--backbone", "mine.keras"], 2, "needs --preprocess"),
+        (["extract", ".", "--backbone", "mine.keras"], 2, "is not a .keras file"),
+        (["finetune", "missing", "--backbone", "VGG16"], 2, "does not exist"),
+        (["finetune", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17'"),
         (["extract", ".", "--backbone", "VGG16", "--metadata", "m.csv"], 2, "--metadata goes with --isic"),
     ],
 )
@@ -213,3 +215,47 @@ def test_store_merge_export_and_import(cache, tmp_path, capsys):
         imported.features("again"), deepfeat.open_features(cache).features("EfficientNetLite0")
     )
     assert imported.table["label"].value_counts().to_dict() == {"bright": 12, "dark": 12}
+
+
+def finetune_command(folder, output, *more):
+    fast = ["--input-size", "32", "--head-epochs", "1", "--epochs", "1", "--unfreeze", "head_conv", "--batch-size", "8"]
+    backbone = ["--backbone", "EfficientNetLite0", "--output", str(output)]
+    return ["finetune", str(folder), *backbone, "--quiet", *fast, *more]
+
+
+def test_finetune_trains_draws_and_is_a_backbone_for_extract(folder, tmp_path, capsys):
+    output, plot = tmp_path / "light.keras", tmp_path / "light.png"
+    assert main(finetune_command(folder, output, "--test", "0.25", "--plot", str(plot), "--json")) == 0
+    record = json.loads(capsys.readouterr().out)["light"]
+    assert (record["classes"], record["epochs"], record["images"]) == (["bright", "dark"], 2, 18)
+    assert [epoch["phase"] for epoch in record["history"]] == ["head", "finetune"]
+    assert Image.open(plot).size == (1500, 630)
+    cache = str(tmp_path / "f.h5")
+    assert main(["extract", str(folder), "--backbone", str(output), "--cache", cache, "--quiet", "--json"]) == 0
+    assert [b["name"] for b in json.loads(capsys.readouterr().out)["blocks"]] == ["light"]
+    assert deepfeat.open_features(cache).seen("light").sum() == 18
+
+
+def test_finetune_by_folds_prints_a_line_for_each(folder, tmp_path, capsys):
+    more = ["--folds", "2", "--augment", "none", "--imbalance", "none", "--val-size", "0.3"]
+    assert main(finetune_command(folder, tmp_path / "light.keras", *more)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["light@fold0", "light@fold1"]
+    assert "2 epochs" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        (["--unfreeze", "nothing"], 1, "no layer 'nothing' to unfreeze from"),
+        (["--unfreeze", "2"], 2, "unfreeze is 2.0"),
+        (["--dropout", "1"], 2, "dropout is 1.0"),
+        (["--positive", "grey"], 2, "positive is 'grey'"),
+        (["--output", "skin.h5"], 2, "ends in .keras"),
+    ],
+)
+def test_finetune_with_a_wrong_option_says_so(folder, tmp_path, more, status, message, capsys):
+    assert main(finetune_command(folder, tmp_path / "x.keras", *more)) == status
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfeat.backbones.network import Network, Preprocessing, Shape, parse_size, resolve_preprocessing
+from deepfeat.backbones.manifest import read_manifest
+from deepfeat.backbones.network import (
+    PREPROCESSINGS,
+    Network,
+    Preprocessing,
+    Shape,
+    parse_size,
+    resolve_preprocessing,
+)
 from deepfeat.backbones.onnx import declared_size
 from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
@@ -19,11 +27,11 @@ if TYPE_CHECKING:
 def load_backbone(
     path: str | os.PathLike[str],
     *,
-    preprocess: str | Preprocessing,
+    preprocess: str | Preprocessing | None = None,
     input_size: int | tuple[int, int] | None = None,
     layer: str | Sequence[str] | None = None,
     pooling: str | None = "avg",
-    resize: str = "squash",
+    resize: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Use a saved Keras model, or an ONNX file, as a backbone.
@@ -38,12 +46,13 @@ def load_backbone(
         A ``.keras`` or ``.onnx`` file. Its features are known by its content and the name of the file.
     preprocess : str or Preprocessing
         What the model was trained with, see `register_backbone`; it has no
-        default, since a wrong one goes unnoticed.
+        default, since a wrong one goes unnoticed. A network of `finetune` brings its own.
     input_size : int or tuple of int, optional
         Height and width in pixels; needed where the model leaves them open.
     layer, pooling, resize
         As in `Backbone`. A classifier's own output is its class scores: name
-        the layer before them, in an ONNX file a node or a node's output.
+        the layer before them, in an ONNX file a node or a node's output. The output of a network of
+        `finetune` is its embedding, and its layer ``scores`` has the probabilities of the classes.
     custom_objects : mapping, optional
         Classes and functions of one's own that a Keras model names.
 
@@ -54,10 +63,11 @@ def load_backbone(
     Raises
     ------
     UsageError
-        If the path is no such file, its input size is open and not given, or it is an ONNX file and
-        the package openvino is not installed.
+        If the path is no such file, its preprocessing or an open input size is not given, or it is an ONNX
+        file and the package openvino is not installed.
     BackboneError
-        If it cannot or must not be loaded, or does not take one RGB image.
+        If it cannot or must not be loaded, or does not take one RGB image, or the manifest of a network of
+        `finetune` is missing.
 
     Examples
     --------
@@ -68,18 +78,27 @@ def load_backbone(
     if file.suffix not in (".keras", ".onnx") or not file.is_file():
         msg = f"{os.fspath(path)!r} is not a .keras or .onnx file: save the model with model.save('name.keras')"
         raise UsageError(msg)
+    manifest = read_manifest(file) if file.suffix == ".keras" else None
+    if manifest is not None:
+        preprocess, input_size = manifest.preprocessing, input_size or manifest.input_size
+        resize = resize or manifest.resize
+    elif preprocess is None:
+        msg = f"{file} does not say how its pixels are scaled: pass preprocess, one of {', '.join(PREPROCESSINGS)}"
+        raise UsageError(msg)
     if file.suffix == ".onnx":
         size = declared_size(file) if input_size is None else parse_size(input_size)
         network = _onnx_network(file, size, resolve_preprocessing(preprocess))
+        resize = resize or "squash"
         return Backbone(file.stem, layer=layer, pooling=pooling, input_size=size, resize=resize, network=network)
     objects = dict(custom_objects or {})
     size = parse_size(input_size if input_size is not None else _declared_size(_load(file, objects), file))
+    name = file.stem if manifest is None else manifest.name
 
     def build(shape: Shape) -> keras.Model:
         return _load(file, objects)
 
     network = Network(
-        file.stem,
+        name,
         build,
         size,
         resolve_preprocessing(preprocess),
@@ -87,8 +106,9 @@ def load_backbone(
         weights_file=lambda shape: file,
         offline=file.is_file,
         reproducible=not objects,
+        manifest=manifest,
     )
-    return Backbone(file.stem, layer=layer, pooling=pooling, input_size=size, resize=resize, network=network)
+    return Backbone(name, layer=layer, pooling=pooling, input_size=size, resize=resize or "squash", network=network)
 
 
 def _onnx_network(file: Path, size: tuple[int, int], preprocessing: Preprocessing) -> Network:
@@ -111,8 +131,12 @@ def _onnx_network(file: Path, size: tuple[int, int], preprocessing: Preprocessin
 def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
     import keras
 
+    from deepfeat.backbones.response_normalisation import LocalResponseNormalization
+
+    # The layer of a fine-tuned AlexNet that Keras does not have.
+    objects = {"deepfeat>LocalResponseNormalization": LocalResponseNormalization, **custom_objects}
     try:
-        model = keras.saving.load_model(file, custom_objects=custom_objects, compile=False, safe_mode=True)
+        model = keras.saving.load_model(file, custom_objects=objects, compile=False, safe_mode=True)
     # Keras raises many types here; its message names the class that is missing or refused.
     except Exception as error:
         msg = f"{file} cannot be loaded: {error}"

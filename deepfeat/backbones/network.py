@@ -16,6 +16,8 @@ from deepfeat.errors import BackboneError, UsageError
 if TYPE_CHECKING:
     import keras
 
+    from deepfeat.backbones.manifest import Manifest
+
 Shape = tuple[int, int, int]
 
 #: Generalised-mean pooling: its exponent, and the least value of a feature map that it takes.
@@ -81,6 +83,8 @@ class Network:
         user's own code may change under the same name.
     onnx : Path, optional
         The file of a network that is no Keras model.
+    manifest : Manifest or None
+        What is known of a fine-tuned network.
     """
 
     name: str
@@ -92,6 +96,29 @@ class Network:
     offline: Callable[[], bool]
     reproducible: bool = False
     onnx: Path | None = None
+    manifest: Manifest | None = None
+
+
+def untrained(name: str, build: Callable[[Shape], keras.Model], edge: int, preprocess: Preprocessing) -> Network:
+    """Describe a network for which nobody has published weights that could be had here."""
+
+    def refuse(shape: Shape) -> keras.Model:
+        msg = (
+            f"there are no published ImageNet weights of {name}: pass weights=None and train it with "
+            "deepfeat.finetune, or weights=<file>"
+        )
+        raise BackboneError(msg)
+
+    return Network(
+        name,
+        build,
+        (edge, edge),
+        preprocess,
+        pretrained=refuse,
+        weights_file=lambda shape: None,
+        offline=lambda: False,
+        reproducible=True,
+    )
 
 
 def resolve_preprocessing(preprocess: str | Preprocessing) -> Preprocessing:

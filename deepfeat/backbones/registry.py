@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from deepfeat.backbones import applications, efficientnet_lite
+from deepfeat.backbones import alexnet, applications, deep_cnn, efficientnet_lite
 from deepfeat.backbones.network import (
     Network,
     Preprocessing,
@@ -26,6 +26,7 @@ from deepfeat.backbones.network import (
 from deepfeat.backbones.onnx import onnx_digest
 from deepfeat.errors import UsageError
 from deepfeat.images import PIXELS_VERSION, RESIZE_POLICIES
+from deepfeat.provenance import TrainedOn
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +35,9 @@ POOLINGS = ("avg", "max", "gem", "flatten", None)
 
 
 _REGISTRY: dict[str, Network] = {
-    network.name: network for network in (*applications.networks(), *efficientnet_lite.networks())
+    network.name: network
+    for module in (applications, efficientnet_lite, alexnet, deep_cnn)
+    for network in module.networks()
 }
 
 
@@ -112,6 +115,21 @@ class Backbone:
         """Names of the layers, one for each feature block."""
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """Digests of the images and groups that the network was fine-tuned on; None if it was not."""
+        return None if self.network.manifest is None else self.network.manifest.trained_on
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Loss, accuracy and learning rate of each epoch of fine-tuning; without rows if there was none."""
+        return pd.DataFrame([] if self.network.manifest is None else self.network.manifest.history)
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes that the network was fine-tuned to, in the order of the layer ``scores``; empty if it was not."""
+        return [] if self.network.manifest is None else self.network.manifest.classes
+
     def build(self) -> keras.Model:
         """Build the Keras network with its weights, from preprocessed images to features.
 
@@ -162,7 +180,7 @@ class Backbone:
             One for each layer.
         """
         preprocess = self.network.preprocess
-        return [
+        specs: list[dict[str, Any]] = [
             {
                 "backbone": self.name,
                 "weights": weights_digest,
@@ -182,6 +200,8 @@ class Backbone:
             }
             for layer in self.layers
         ]
+        space = None if self.network.manifest is None else self.network.manifest.space
+        return [{**spec, "space": space} if space and spec["layer"] is None else spec for spec in specs]
 
 
 def register_backbone(

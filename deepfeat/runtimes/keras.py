@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class KerasRuntime:
     def __init__(
         self, backbone: Backbone, model: keras.Model, batch_size: int | str = "auto", precision: str = "float32"
     ) -> None:
-        features = feature_model(backbone, _as_mixed(model) if precision == "bfloat16" else model)
+        features = feature_model(backbone, as_mixed(model) if precision == "bfloat16" else model)
         self._forward = compile_model(features)
         self._name = backbone.name
         self.shapes = [tuple(int(n) for n in output.shape[1:]) for output in features.outputs]
@@ -167,11 +167,13 @@ def _free_memory() -> float:
         return float("inf")
 
 
-def _as_mixed(model: keras.Model) -> keras.Model:
-    """Copy a model so that its layers compute in bfloat16."""
+def as_mixed(model: keras.Model, kept: Container[str] = ()) -> keras.Model:
+    """Copy a model so that its layers compute in bfloat16, those named in ``kept`` excepted."""
 
-    def mixed(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return type(layer).from_config({**layer.get_config(), "dtype": "mixed_bfloat16"})
+    def mixed(layer: Any) -> Any:
+        # Operations have no type of their own.
+        changed = isinstance(layer, keras.layers.Layer) and layer.name not in kept
+        return type(layer).from_config({**layer.get_config(), **({"dtype": "mixed_bfloat16"} if changed else {})})
 
     copy = keras.models.clone_model(model, clone_function=mixed)
     copy.set_weights(model.get_weights())
@@ -180,12 +182,12 @@ def _as_mixed(model: keras.Model) -> keras.Model:
 
 def feature_model(backbone: Backbone, model: keras.Model) -> keras.Model:
     """Preprocessing, network and pooling as one Keras model on uint8 images."""
-    maps = [model.outputs[0] if name is None else _layer_output(model, name) for name in backbone.layers]
+    maps = [model.outputs[0] if name is None else layer_output(model, name) for name in backbone.layers]
     network = keras.Model(model.inputs[0], maps)
     images = keras.Input(backbone.input_shape, dtype="uint8")
-    outputs = network(_preprocess(images, backbone.network.preprocess), training=False)
+    outputs = network(preprocess(images, backbone.network.preprocess), training=False)
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    return keras.Model(images, [_pool(output, backbone.pooling) for output in outputs])
+    return keras.Model(images, [pool(output, backbone.pooling) for output in outputs])
 
 
 def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
@@ -201,7 +203,8 @@ def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
     return lambda images: keras.tree.flatten(features.predict_on_batch(images))
 
 
-def _layer_output(model: keras.Model, name: str) -> Any:
+def layer_output(model: keras.Model, name: str) -> Any:
+    """Find the output of a named layer, or say which names are near."""
     names = [layer.name for layer in model.layers]
     if name not in names:
         near = difflib.get_close_matches(name, names, 3) or names[-3:]
@@ -210,7 +213,8 @@ def _layer_output(model: keras.Model, name: str) -> Any:
     return model.get_layer(name).output
 
 
-def _preprocess(images: Any, preprocessing: Preprocessing) -> Any:
+def preprocess(images: Any, preprocessing: Preprocessing) -> Any:
+    """Turn uint8 RGB images into what a network wants to see."""
     x = ops.cast(images, "float32")
     if preprocessing.channels == "bgr":
         x = ops.flip(x, axis=-1)
@@ -218,7 +222,7 @@ def _preprocess(images: Any, preprocessing: Preprocessing) -> Any:
     return (x - mean) / std
 
 
-def _pool(x: Any, pooling: str | None) -> Any:
+def pool(x: Any, pooling: str | None) -> Any:
     """Reduce every axis between the batch and the channels; vectors stay as they are."""
     axes = tuple(range(1, len(x.shape) - 1))
     poolings: dict[str | None, Callable[[], Any]] = {

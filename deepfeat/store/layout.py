@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from deepfeat.errors import StoreError
+from deepfeat.provenance import DIGEST, TrainedOn
 from deepfeat.store.journal import Overlay
 
 FORMAT = "deepfeat features"
@@ -132,6 +133,19 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """Where the digests lie of what a fine-tuned network was trained on, and their checksum."""
+
+    images: Place
+    groups: Place
+    sha256: str
+
+    def read(self, raw: BinaryIO | Overlay) -> TrainedOn:
+        """Read both lists from an open file."""
+        return TrainedOn(self.images.read(raw), self.groups.read(raw))
+
+
+@dataclass(frozen=True)
 class Block:
     """One feature block as the file describes it."""
 
@@ -140,6 +154,7 @@ class Block:
     versions: dict[str, str]
     shape: tuple[int, ...]
     segments: tuple[Segment, ...]
+    provenance: Provenance | None = None
 
     @property
     def name(self) -> str:
@@ -312,7 +327,18 @@ def _read_block(key: str, group: h5py.Group, n_images: int, size: int) -> Block:
     starts = np.cumsum([0, *(segment.count for segment in segments)])
     if [segment.start for segment in segments] != starts[:-1].tolist() or starts[-1] > n_images:
         _refuse(f"the segments of block {key} do not follow each other")
-    return Block(key, spec, json.loads(_attribute(group, "versions")), shape, tuple(segments))
+    versions = json.loads(_attribute(group, "versions"))
+    return Block(key, spec, versions, shape, tuple(segments), _read_provenance(group, size))
+
+
+def _read_provenance(group: h5py.Group, size: int) -> Provenance | None:
+    if "trained_on" not in group:
+        return None
+    lists = _group(group, "trained_on")
+    images, groups = (_place(lists, name, np.dtype("u1"), 2, size) for name in ("images", "groups"))
+    if images.shape[1] != DIGEST or groups.shape[1] != DIGEST:
+        _refuse(f"digests are {images.shape[1]} and {groups.shape[1]} bytes long")
+    return Provenance(images, groups, str(_attribute(lists, "sha256")))
 
 
 def _read_spec(key: str, group: h5py.Group) -> dict[str, Any]:
@@ -426,7 +452,11 @@ def write_table(file: h5py.File, table: Mapping[str, Sequence[str | None]]) -> N
 
 
 def write_block(
-    file: h5py.File, spec: Mapping[str, Any], shape: tuple[int, ...], versions: Mapping[str, str]
+    file: h5py.File,
+    spec: Mapping[str, Any],
+    shape: tuple[int, ...],
+    versions: Mapping[str, str],
+    trained_on: TrainedOn | None = None,
 ) -> h5py.Group:
     """Describe a block, new or known."""
     group = file.require_group(f"blocks/{block_key(spec)}")
@@ -434,6 +464,10 @@ def write_block(
     group.attrs["versions"] = np.bytes_(canonical_json(versions).encode())
     group.attrs["shape"] = np.asarray(shape, np.int64)
     group.require_group("segments")
+    if trained_on is not None and "trained_on" not in group:
+        lists = group.create_group("trained_on")
+        lists.attrs["sha256"] = np.bytes_(trained_on.digest())
+        lists["images"], lists["groups"] = trained_on.images, trained_on.groups
     return group
 
 

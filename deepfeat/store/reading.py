@@ -16,6 +16,7 @@ import pandas as pd
 from joblib import cpu_count
 
 from deepfeat.errors import DamageError, StoreError
+from deepfeat.provenance import TrainedOn
 from deepfeat.store.journal import View, viewing
 from deepfeat.store.layout import (
     COLUMNS,
@@ -237,6 +238,44 @@ class FeatureStore:
         """Records that matched their seals, and whether the features matched these records."""
         empty = (np.zeros(self.n_images, RECORD), np.zeros(self.n_images, bool))
         return self._seen_blocks.setdefault(block.key, empty)
+
+    def trained_on(self, block: str) -> TrainedOn | None:
+        """What the network of a block was fine-tuned on; None where it was not.
+
+        Raises
+        ------
+        DamageError
+            If the lists do not match their checksum.
+        """
+        provenance = self.find(block).provenance
+        if provenance is None:
+            return None
+        # A journal that is not carried out yet may hold the lists.
+        with viewing(self.path) as view:
+            trained_on = provenance.read(view.raw)
+        if trained_on.digest() != provenance.sha256:
+            msg = (
+                f"{self.path} is damaged: what {block} was trained on does not match its checksum: make the store "
+                "again with deepfeat.extract"
+            )
+            raise DamageError(msg)
+        return trained_on
+
+    def seen(self, block: str) -> np.ndarray:
+        """Which images the network of a block was fine-tuned on, or on others of their group.
+
+        Features of these images flatter: a classifier's score on them is no estimate of anything.
+
+        Returns
+        -------
+        ndarray of shape (n_images,), bool
+            In the table's order. An image is known by the digest of its content where the block has its features,
+            and by its group.
+        """
+        trained_on = self.trained_on(block)
+        if trained_on is None:
+            return np.zeros(self.n_images, bool)
+        return trained_on.saw(self.records(block)["digest"], self.table["group"].tolist())
 
     def ready(self, *blocks: str) -> np.ndarray:
         """Ids of the images that have features in all the named blocks, in the table's order.

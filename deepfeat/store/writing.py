@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.errors import StoreError
+from deepfeat.provenance import TrainedOn
 from deepfeat.store.journal import changing, replay, sync, sync_folder
 from deepfeat.store.layout import (
     COLUMNS,
@@ -128,13 +129,22 @@ class StoreWriter:
             self._store = FeatureStore(self.path)
         return rows
 
-    def add_block(self, spec: Mapping[str, object], shape: tuple[int, ...], versions: Mapping[str, str]) -> Block:
-        """Give a block space for every image of the table and return it."""
+    def add_block(
+        self,
+        spec: Mapping[str, object],
+        shape: tuple[int, ...],
+        versions: Mapping[str, str],
+        trained_on: TrainedOn | None = None,
+    ) -> Block:
+        """Give a block space for every image of the table and return it.
+
+        ``trained_on`` is what the network was fine-tuned on; it is written once, with the block.
+        """
         key = block_key(spec)
         start = self._store.find(key).n_rows if self._store.has_block(key) else 0
         if start == 0 or start < self._store.n_images:
             with changing(self.path) as file:
-                group = write_block(file, spec, shape, versions)
+                group = write_block(file, spec, shape, versions, trained_on)
                 add_segment(group, spec, start, self._store.n_images - start, shape)
             self._store = FeatureStore(self.path)
         return self._store.find(key)

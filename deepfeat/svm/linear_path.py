@@ -110,7 +110,7 @@ def solve_path(
     order = np.argsort(-np.minimum((signs > 0).sum(axis=0), (signs < 0).sum(axis=0)), kind="stable")
     Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(follow)(int(column)) for column in order)
     gap = _gaps(turn.shared.rows, signs, costs, values, loss, coef, dual)
-    rough = np.argwhere(gap > CONVERGED) if rows.dtype != np.float64 else []
+    rough = np.argwhere((gap > CONVERGED) & (rows.dtype != np.float64))
     if len(rough):
         Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(polish)(int(place), int(column)) for place, column in rough

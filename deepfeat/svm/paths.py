@@ -43,7 +43,7 @@ class FittedPath(Protocol):
         """Return decision values of shape (n_candidates, n), or (n_candidates, n, n_classes)."""
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
-        """Return the numbers of the classes that a fitted estimator would predict, for one candidate's decision values."""
+        """Return the numbers of the classes that a fitted estimator predicts from its decision values."""
 
     def estimator(self, index: int) -> Any:
         """Return the fitted estimator of one candidate."""

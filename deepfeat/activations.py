@@ -1,0 +1,159 @@
+"""What the layers of networks make of one image."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.errors import ImageError, UsageError
+from deepfeat.extraction import build_network
+from deepfeat.images import Preparation, load_image
+from deepfeat.plots import draw_activation_maps, draw_feature_maps
+
+#: Layers shown of a network that names none.
+SHOWN_LAYERS = 5
+
+
+def feature_maps(image: str | os.PathLike[str], backbone: str | Backbone) -> dict[str, np.ndarray]:
+    """Compute the feature maps of one image.
+
+    Parameters
+    ----------
+    image : path
+        Of an image file.
+    backbone : str or Backbone
+        With ``layer``, these layers; otherwise the last layer of each size, at most five.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (height, width, channels), float32
+        In the order of the layers.
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be read.
+    UsageError
+        If a layer has no maps.
+
+    Examples
+    --------
+    >>> maps = deepfeat.feature_maps("mole.jpg", "EfficientNetLite0")       # doctest: +SKIP
+    >>> {name: values.shape for name, values in maps.items()}               # doctest: +SKIP
+    {'block0_project_bn': (112, 112, 16), ...}
+    """
+    chosen = as_backbones(backbone)[0]
+    return _feature_maps(_picture(image, chosen), chosen)
+
+
+def plot_feature_maps(
+    image: str | os.PathLike[str],
+    backbones: str | Backbone | Sequence[str | Backbone],
+    path: str | os.PathLike[str],
+    *,
+    channels: int = 4,
+) -> None:
+    """Draw feature maps of one image, networks side by side, a row for each layer.
+
+    Of each layer those channels are shown that vary most over the image, each from its least value (dark)
+    to its greatest (bright).
+
+    Parameters
+    ----------
+    image : path
+        Of an image file.
+    backbones : str, Backbone, or a list of either
+        See `feature_maps` for the layers that are shown.
+    path : path
+        Its ending decides the format: .png, .svg or .pdf.
+    channels : int
+        Maps of each layer.
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be read.
+    UsageError
+        If a layer has no maps, or matplotlib is not installed.
+    """
+    pictures, maps = _maps_of_all(image, backbones)
+    draw_feature_maps(pictures, maps, path, channels)
+
+
+def plot_activation_maps(
+    image: str | os.PathLike[str],
+    backbones: str | Backbone | Sequence[str | Backbone],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw where each layer is active, laid over the image; a row for each network.
+
+    Shown is the sum of squares over all channels [1]_, dark to bright from its second to its 98th percentile.
+
+    Parameters
+    ----------
+    image : path
+        Of an image file.
+    backbones : str, Backbone, or a list of either
+        See `feature_maps` for the layers that are shown.
+    path : path
+        Its ending decides the format: .png, .svg or .pdf.
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be read.
+    UsageError
+        If a layer has no maps, or matplotlib is not installed.
+
+    References
+    ----------
+    .. [1] Zagoruyko and Komodakis (2017), Paying more attention to attention, ICLR, arXiv:1612.03928, section 3.1.
+    """
+    pictures, maps = _maps_of_all(image, backbones)
+    draw_activation_maps(pictures, maps, path)
+
+
+def _maps_of_all(image: Any, backbones: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    chosen = {backbone.name: backbone for backbone in as_backbones(backbones)}
+    pictures = {name: _picture(image, backbone) for name, backbone in chosen.items()}
+    return pictures, {name: _feature_maps(pictures[name], backbone) for name, backbone in chosen.items()}
+
+
+def _picture(image: str | os.PathLike[str], backbone: Backbone) -> np.ndarray:
+    prepared = Preparation(backbone.input_shape[:2], backbone.resize)
+    loaded = load_image(0, os.fspath(image), [prepared])
+    if loaded.reason:
+        msg = f"{os.fspath(image)}: {loaded.reason}"
+        raise ImageError(msg)
+    return loaded.pixels[prepared]
+
+
+def _feature_maps(picture: np.ndarray, backbone: Backbone) -> dict[str, np.ndarray]:
+    model = build_network(backbone)
+    from deepfeat.runtimes.keras import KerasRuntime
+
+    names = _shown_layers(model) if backbone.layer is None else [str(name) for name in backbone.layers]
+    runtime = KerasRuntime(dataclasses.replace(backbone, layer=names, pooling=None), model, 1)
+    maps = {name: layer[0] for name, layer in zip(names, runtime(picture[np.newaxis]), strict=True)}
+    flat = [name for name, values in maps.items() if values.ndim != 3]
+    if flat:
+        msg = f"layer {flat[0]!r} of {backbone.name} gives {maps[flat[0]].shape}, which is no map: name another layer"
+        raise UsageError(msg)
+    return maps
+
+
+def _shown_layers(model: Any) -> list[str]:
+    """The last layer of each size, at most `SHOWN_LAYERS` of them from first to last."""
+    last = {}
+    for layer in model.layers[1:]:
+        shape = getattr(layer.output, "shape", ())
+        if len(shape) == 4:
+            last[shape[1:3]] = layer.name
+    names = list(last.values())
+    chosen = np.unique(np.linspace(0, len(names) - 1, min(SHOWN_LAYERS, len(names))).round().astype(int))
+    return [names[number] for number in chosen]
