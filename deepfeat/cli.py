@@ -93,17 +93,20 @@ def fit(arguments: argparse.Namespace) -> None:
     weights = [None if weight == "none" else weight for weight in arguments.class_weight]
     result = deepfeat.fit_svm(
         arguments.cache,
-        backbones=arguments.backbone,
+        backbones=arguments.choose or arguments.backbone,
         fusion=arguments.fusion,
         views=None if arguments.views == "none" else arguments.views,
         kernel=arguments.kernel,
         loss=arguments.loss,
-        param_grid=grid,
+        classifier=arguments.classifier,
+        param_grid="auto" if arguments.widen else grid,
         class_weight=weights,
         positive=arguments.positive,
         test=_test(arguments.test),
         cv=arguments.cv,
         scoring=arguments.scoring,
+        engine=arguments.engine,
+        max_memory=None if arguments.max_memory is None else arguments.max_memory * 1e9,
         n_jobs=arguments.jobs,
         seed=arguments.seed,
     )
@@ -114,12 +117,14 @@ def fit(arguments: argparse.Namespace) -> None:
         return
     record = {
         "blocks": result.blocks,
+        "engine": result.engine,
         "best_params": result.best_params,
         "evaluated_on": result.evaluated_on,
         "metrics": result.metrics["value"].to_dict(),
         "per_class": result.per_class.to_dict("index"),
         "confusion": result.confusion.to_dict("index"),
         "cv_results": result.cv_results.to_dict("records"),
+        "subsets": None if result.subsets is None else result.subsets.to_dict("records"),
         "warnings": result.warnings,
     }
     _print_json(record)
@@ -356,18 +361,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--backbone", action="append", help="block to use, by name or key; may be repeated (default: all)"
     )
+    command.add_argument(
+        "--choose", metavar="top-N|all-subsets", help="choose blocks by cross-validation: the N best alone, or any set"
+    )
     command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
     command.add_argument("--views", default="average", choices=("average", "augment", "vote", "none"))
     command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
     command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
+    command.add_argument("--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"))
     command.add_argument("--C", type=float, nargs="+", help="values to try")
     command.add_argument("--gamma", type=float, nargs="+", help="values to try, for the rbf kernel")
+    command.add_argument("--widen", action="store_true", help="widen the default grid while the best is at its edge")
     command.add_argument("--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"))
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
     command.add_argument("--test", default="split", help="'split' (stored test rows), a share such as 0.2, or 'none'")
     command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
     command.add_argument("--scoring", default="balanced_accuracy", help="a scorer of scikit-learn")
-    command.add_argument("--jobs", type=int, default=-1, help="fits at a time (default: one per core)")
+    command.add_argument("--engine", default="auto", choices=("auto", "sklearn"), help="what solves the SVMs")
+    command.add_argument("--max-memory", type=float, metavar="GB", help="(default: half of the machine's)")
+    command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
     command.add_argument("--json", action="store_true")

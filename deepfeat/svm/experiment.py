@@ -13,7 +13,7 @@ from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import class_scores, evaluate
 from deepfeat.fusion import FUSIONS, VIEW_RULES
 from deepfeat.splits import hold_out, make_folds
-from deepfeat.svm.resources import Resources, check_memory, one_blas_thread, take_products
+from deepfeat.svm.resources import Resources, check_memory, take_products
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Samples, binarise, load_samples
 from deepfeat.svm.search import (
@@ -177,8 +177,7 @@ def fit_svm(
             return grid_search(pipeline, grid, rows, y, folds, scoring, n_jobs)
         use = Resources(take_products(max_memory), widths, n_jobs)
         extend = isinstance(param_grid, str)
-        with one_blas_thread(n_jobs):
-            return exact_search(pipeline, grid, rows, y, folds, scoring, use, extend=extend, refit=refit)
+        return exact_search(pipeline, grid, rows, y, folds, scoring, use, extend=extend, refit=refit)
 
     if engine != "sklearn":
         stacked = len(samples.views) if views in ("augment", "vote") else 1

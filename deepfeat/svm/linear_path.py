@@ -8,13 +8,14 @@ features than that, and so that the principal directions with the largest varian
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
 from scipy.linalg import solve_triangular
 
 from deepfeat.svm.newton import Problem, State, solve
+from deepfeat.svm.resources import in_threads
 from deepfeat.svm.systems import Rows, Systems
 
 #: Steps end when the duality gap is below this part of the objective; rounding does not let it be seen further.
@@ -108,13 +109,11 @@ def solve_path(
 
     # Problems with many rows of both signs take the longest; no thread is to be left alone with one at the end.
     order = np.argsort(-np.minimum((signs > 0).sum(axis=0), (signs < 0).sum(axis=0)), kind="stable")
-    Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(follow)(int(column)) for column in order)
+    in_threads((partial(follow, int(column)) for column in order), n_jobs)
     gap = _gaps(turn.shared.rows, signs, costs, values, loss, coef, dual)
     rough = np.argwhere((gap > CONVERGED) & (rows.dtype != np.float64))
     if len(rough):
-        Parallel(n_jobs=n_jobs, require="sharedmem")(
-            delayed(polish)(int(place), int(column)) for place, column in rough
-        )
+        in_threads((partial(polish, int(place), int(column)) for place, column in rough), n_jobs)
         gap = _gaps(turn.shared.rows, signs, costs, values, loss, coef, dual)
     coef = turn.back(coef.reshape(-1, coef.shape[2])).reshape(len(values), k, -1)
     return Path(coef, gap, steps)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
@@ -21,7 +21,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from deepfeat.fusion import LateFusionClassifier, ViewsClassifier, slice_columns
 from deepfeat.svm.gram import Block, split_columns
 from deepfeat.svm.linear_path import CONVERGED, solve_path
-from deepfeat.svm.resources import Resources
+from deepfeat.svm.resources import Resources, in_threads
 
 Candidate = Mapping[str, Any]
 
@@ -201,8 +201,8 @@ class _KernelPath:
         for gamma in dict.fromkeys(self._gammas):
             kernel = self._kernel(self._blocks, gamma)
             some = [i for i, other in enumerate(self._gammas) if other == gamma]
-            fits = (delayed(self._unfitted(i).fit)(kernel, y) for i in some)
-            for i, fitted in zip(some, Parallel(n_jobs=use.n_jobs, require="sharedmem")(fits), strict=True):
+            fits = (partial(self._unfitted(i).fit, kernel, y) for i in some)
+            for i, fitted in zip(some, in_threads(fits, use.n_jobs), strict=True):
                 self._fitted[i] = fitted
         self.gaps = np.full(len(candidates), np.nan)
         self.converged = np.array([fitted.fit_status_ == 0 for fitted in self._fitted])
@@ -230,8 +230,8 @@ class _KernelPath:
         for gamma in dict.fromkeys(self._gammas):
             kernel = self._kernel(blocks, gamma)
             some = [i for i, other in enumerate(self._gammas) if other == gamma]
-            parts = (delayed(self._fitted[i].decision_function)(kernel) for i in some)
-            for i, part in zip(some, Parallel(n_jobs=self._use.n_jobs, require="sharedmem")(parts), strict=True):
+            parts = (partial(self._fitted[i].decision_function, kernel) for i in some)
+            for i, part in zip(some, in_threads(parts, self._use.n_jobs), strict=True):
                 values[i] = part
         return np.array(values)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from joblib import effective_n_jobs
+from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.svm import SVC, LinearSVC
 from threadpoolctl import threadpool_limits
 
 from deepfeat.errors import UsageError
 from deepfeat.svm.gram import Products
+
+T = TypeVar("T")
 
 #: Part of the memory that products kept from one fit to the next may take.
 _KEPT_SHARE = 0.25
@@ -81,11 +84,11 @@ def check_memory(svm: LinearSVC | SVC, n: int, d: int, itemsize: int, max_memory
     raise UsageError(msg)
 
 
-@contextlib.contextmanager
-def one_blas_thread(n_jobs: int | None) -> Iterator[None]:
-    """Leave the cores to several threads, each with one BLAS thread; or to BLAS, where there is one."""
-    with threadpool_limits(1, "blas") if effective_n_jobs(n_jobs) > 1 else contextlib.nullcontext():
-        yield
+def in_threads(tasks: Iterable[Callable[[], T]], n_jobs: int | None) -> list[T]:
+    """Call functions in threads that share memory, each with one BLAS thread; BLAS has all cores where there is one."""
+    several = effective_n_jobs(n_jobs) > 1
+    with threadpool_limits(1, "blas") if several else contextlib.nullcontext():
+        return list(Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(task)() for task in tasks))
 
 
 def _half_of_memory() -> float:

@@ -81,6 +81,9 @@ class SVMResult:
             "",
             self.per_class.to_string(float_format="{:.3f}".format),
         ]
+        if self.subsets is not None:
+            tried = self.subsets[["blocks", "mean", "std"]]
+            lines += ["", "blocks tried", tried.to_string(index=False, float_format="{:.3f}".format)]
         return "\n".join([*lines, *(["", *(f"note: {note}" for note in self.warnings)] if self.warnings else [])])
 
     def _shown_views(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ from deepfeat.evaluation import class_scores
 from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier, ViewsClassifier
 from deepfeat.splits import Fold
 from deepfeat.svm.paths import fit_path
-from deepfeat.svm.resources import Resources
+from deepfeat.svm.resources import Resources, in_threads
 
 PARAMETERS = {"linear": ("C",), "rbf": ("C", "gamma")}
 LOSSES = ("squared_hinge", "hinge")
@@ -259,7 +261,11 @@ class _Scores:
 
     def add(self, candidates: list[dict[str, Any]]) -> None:
         """Score more candidates on every fold."""
-        columns = [self._score_fold(train, test, candidates) for train, test in self._folds]
+        # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
+        binary = len(np.unique(self._y)) == 2
+        use = replace(self._use, n_jobs=1) if binary else self._use
+        folds = (partial(self._score_fold, train, test, candidates, use) for train, test in self._folds)
+        columns = in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
         scores, gaps, converged, outcomes = zip(*columns, strict=True)
         self.candidates += candidates
         self._scores = np.vstack([self._scores, np.column_stack(scores)])
@@ -268,10 +274,10 @@ class _Scores:
         self._outcomes += [list(cell) for cell in zip(*outcomes, strict=True)]
 
     def _score_fold(
-        self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]]
+        self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]], use: Resources
     ) -> tuple[list[float], np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
         X, y = self._X[test], self._y[test]
-        path = fit_path(self._pipeline, self._X[train], self._y[train], candidates, self._use)
+        path = fit_path(self._pipeline, self._X[train], self._y[train], candidates, use)
         classes = np.unique(self._y[train])
         outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(X)]
         scores = []
