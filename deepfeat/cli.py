@@ -90,6 +90,10 @@ def fit(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     grid = {name: values for name in ("C", "gamma") if (values := getattr(arguments, name))}
+    if arguments.widen and grid:
+        raise UsageError("--widen starts from the default grid: leave out --C and --gamma")
+    if arguments.choose and arguments.backbone:
+        raise UsageError("--choose takes its pick of all blocks: leave out --backbone")
     weights = [None if weight == "none" else weight for weight in arguments.class_weight]
     result = deepfeat.fit_svm(
         arguments.cache,

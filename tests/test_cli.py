@@ -97,6 +97,8 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
         (["extract", "missing", "--backbone", "VGG16"], 2, "does not exist"),
         (["extract", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17': did you mean VGG"),
         (["extract", ".", "--backbone", "VGG16=nothing.h5"], 2, "'nothing.h5' is not a file"),
+        (["fit", "f.h5", "--widen", "--C", "1"], 2, "--widen starts from the default grid"),
+        (["fit", "f.h5", "--choose", "top-2", "--backbone", "VGG16"], 2, "leave out --backbone"),
         (["extract", ".", "--backbone", "mine.keras"], 2, "is not a .keras or .onnx file"),
         (["finetune", "missing", "--backbone", "VGG16"], 2, "does not exist"),
         (["finetune", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17'"),

@@ -22,7 +22,7 @@ from deepfeat.svm.systems import Rows, Systems
 TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-7}
 
 #: Rows with no more values than this are turned into float64 as a whole.
-_SMALL = 2_000_000
+_SMALL = 100_000
 
 #: A solution whose duality gap in float64 is below this part of the objective counts as converged.
 CONVERGED = 1e-5
