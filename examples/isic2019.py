@@ -74,13 +74,13 @@ FULL = Scale(
     tune_vgg=True,
 )
 QUICK = Scale(
-    images={"A": 1200, "B": 2500},
+    images={"A": 800, "B": 2500},
     input_size={
         **dict.fromkeys(("AlexNet", *TUNED), 96),
         **dict.fromkeys(("DeepCNN", "DeepCNNGrouped", "DeepCNNMultiSize", "VGG16"), 64),
     },
     scratch={"unfreeze": 1.0, "head_epochs": 0, "epochs": 3, "learning_rate": 1e-3, "batch_size": 16},
-    tuned={"unfreeze": 0.3, "head_epochs": 1, "epochs": 4, "learning_rate": 3e-4, "batch_size": 32},
+    tuned={"unfreeze": 0.3, "head_epochs": 1, "epochs": 3, "learning_rate": 3e-4, "batch_size": 32},
     tune_vgg=False,
 )
 
