@@ -12,6 +12,9 @@ import pandas as pd
 
 #: Bytes of a digest.
 DIGEST = 32
+
+#: Layer of a fine-tuned network that has the probabilities of its classes.
+SCORES = "scores"
 _VOID = np.dtype((np.void, DIGEST))
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from small_network import OPTIONS, small_cnn
 
 import deepfeat
-from deepfeat.backbones.network import PREPROCESSINGS, Preprocessing
+from deepfeat.backbones.network import PREPROCESSINGS, Preprocessing, untrained
 from deepfeat.errors import BackboneError, DataError, DataWarning, LockedError, UsageError
 from deepfeat.provenance import digest_group
 from deepfeat.runtimes.keras import KerasRuntime, keras
@@ -360,6 +360,17 @@ def test_every_image_is_new_to_the_network_of_its_fold_alone(table, tmp_path):
     assert all((store.table["label"][fold == k].value_counts() >= 4).all() for k in range(3))
 
 
+def test_score_on_folds_put_together_is_allowed(table, tmp_path):
+    options = {**SCRATCH, "epochs": 1, "val_size": 0.3, "embedding_dim": 4}
+    networks = deepfeat.finetune_folds(table, small_cnn(), tmp_path / "skin.keras", cv=3, **options)
+    store = deepfeat.extract(table, networks, tmp_path / "f.h5", progress=False, runtime="keras")
+    result = deepfeat.fit_svm(store, backbones="skin@folds", test=None, cv=3, param_grid={"C": [0.1]})
+    assert result.blocks == {"skin@folds": 4}
+    assert len(result.predictions) == N_IMAGES
+    with pytest.raises(DataError, match="images that skin@fold0 was fine-tuned on"):
+        deepfeat.fit_svm(store, backbones="skin@fold0", test=None, cv=3)
+
+
 def test_folds_refuse_an_unknown_argument(table, tmp_path):
     with pytest.raises(UsageError, match="no argument 'epoch'"):
         deepfeat.finetune_folds(table, small_cnn(), tmp_path / "x.keras", epoch=3)
@@ -370,6 +381,66 @@ def test_network_made_from_a_finetuned_one_has_seen_what_that_saw(trained, table
     made = deepfeat.finetune(part, trained, tmp_path / "twice.keras", unfreeze=0, head_epochs=1, epochs=0, **FAST)
     assert len(made.trained_on.images) == N_IMAGES
     assert len(made.trained_on.groups) == 24
+
+
+# Scores on what a network has seen
+
+
+def memoriser():
+    """A network large enough to learn noise by heart."""
+
+    def build(input_shape):
+        layers = keras.layers
+        network = [keras.Input(input_shape), layers.Flatten(), layers.Dense(64, activation="relu", name="fc")]
+        return keras.Sequential(network, name="memoriser")
+
+    network = untrained("Memoriser", build, 12, PREPROCESSINGS["tf"])
+    return deepfeat.Backbone("Memoriser", weights=None, network=network)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """Noise with random labels: nothing can be known of a new image, and val images nearly equal train ones."""
+    folder = tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(5)
+    rows = []
+    for number in range(160):
+        picture, label = rng.integers(0, 256, (12, 12, 3), np.uint8), "AB"[rng.integers(2)]
+        copies = {"train": picture, "val": np.maximum(picture, 8)} if number < 60 else {"test": picture}
+        for split, pixels in copies.items():
+            path = folder / f"{split}{number}.png"
+            Image.fromarray(pixels).save(path)
+            rows.append((path.stem, str(path), label, None, split))
+    return pd.DataFrame(rows, columns=["image_id", "path", "label", "group", "split"], dtype=object)
+
+
+@pytest.fixture(scope="module")
+def overfitted(noise, tmp_path_factory):
+    path = tmp_path_factory.mktemp("overfitted") / "heart.keras"
+    options = {"epochs": 40, "augment": None, "dropout": 0.0, "l2": 0.0, "learning_rate": 1e-3}
+    return deepfeat.finetune(noise, memoriser(), path, **{**SCRATCH, **options})
+
+
+def test_naive_score_of_an_overfitted_network_is_a_lie_and_refused(overfitted, noise, tmp_path):
+    store = deepfeat.extract(noise, overfitted, tmp_path / "f.h5", progress=False, runtime="keras")
+    grid = {"param_grid": {"C": [0.01]}}
+    learned = (store.table["split"] == "train").to_numpy()
+    naive = deepfeat.fit_svm((store.features("heart")[learned], noise["label"][learned]), test=None, **grid)
+    assert naive.metrics.value["balanced_accuracy"] > 0.95
+    with pytest.raises(DataError, match=r"120 of the 220 images to be scored, in 120 group\(s\)"):
+        deepfeat.fit_svm(store, test=None, **grid)
+    honest = deepfeat.fit_svm(store, **grid)
+    assert 0.35 < honest.metrics.value["balanced_accuracy"] < 0.65
+    assert honest.cv_results["mean"].max() > 0.95
+    assert any("heart was fine-tuned on 120 of the 120 training images" in note for note in honest.warnings)
+
+
+def test_benchmark_gives_no_score_on_what_the_network_has_seen(overfitted, noise, caplog):
+    measured = deepfeat.benchmark(noise, [overfitted, memoriser()], runtime="keras", n_images=100)
+    assert measured.loc["heart", ["score", "low", "high"]].isna().all()
+    assert np.isfinite(measured.loc["Memoriser", "score"])
+    assert "no score:" in caplog.text
+    assert "images that heart was fine-tuned on" in caplog.text
 
 
 # Repeatable and resumable

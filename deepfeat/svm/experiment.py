@@ -13,6 +13,7 @@ from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import class_scores, evaluate
 from deepfeat.fusion import FUSIONS, VIEW_RULES
 from deepfeat.splits import hold_out, make_folds
+from deepfeat.svm.guard import describe_seen, refuse_seen
 from deepfeat.svm.resources import Resources, check_memory, take_products
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Samples, binarise, load_samples
@@ -68,8 +69,11 @@ def fit_svm(
     features : path, FeatureStore, or tuple
         A feature store, or plain arrays as (X, y) or (X, y, groups).
     backbones : str or list of str, optional
-        Blocks of the store by name or key; all if None. "top-N", such as "top-2", joins the N blocks that are the best
-        alone, and "all-subsets" takes the best of all sets of blocks; both by cross-validation on the training rows.
+        Blocks of the store by name or key; all if None, without the class scores of fine-tuned networks. "skin@folds"
+        puts together what `deepfeat.finetune_folds` made, skin@fold0 and so on, if it was given an embedding_dim: each
+        image has the features of the first network that has not seen it; None does so, too. "top-N", such as
+        "top-2", joins the N blocks that are the best alone, and "all-subsets" takes the best of all sets of blocks;
+        both by cross-validation on the training rows.
     fusion : {"concat", "average", "aligned", "late"}
         Blocks side by side; their mean, for blocks of one embedding space; their
         mean after alignment, see `deepfeat.fusion.AlignedAverage`; or the mean of
@@ -124,7 +128,9 @@ def fit_svm(
         For an argument that is not allowed.
     DataError
         If labels, groups or splits do not allow the fit: one class only, fewer
-        groups of a class than folds, a group in both train and test.
+        groups of a class than folds, a group in both train and test; or if a network was fine-tuned on images
+        that are to be scored, or on others of their groups, and if folds that are put together are of
+        different embedding spaces.
     StoreError
         If a store cannot be read or lacks a block.
 
@@ -166,6 +172,7 @@ def fit_svm(
     train, held_out = _train_and_test(samples, test, seed)
     X, y = samples.X[train], _plain(samples.y)[train]
     folds = make_folds(y, samples.sets[train], cv, seed)
+    refuse_seen(samples, held_out if len(held_out) else train[np.unique(np.concatenate([rows for _, rows in folds]))])
     weights = _by_target(class_weight, classes, positive)
     check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
 
@@ -214,7 +221,7 @@ def fit_svm(
         scoring=str(scoring),
         subsets=tried,
         engine="sklearn" if engine == "sklearn" else _ENGINE_NAMES[type(svm)],
-        warnings=[*samples.notes, *_doubts(found.cv_results)],
+        warnings=[*samples.notes, *describe_seen(samples, train), *_doubts(found.cv_results)],
     )
 
 

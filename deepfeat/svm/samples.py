@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from deepfeat.datasets import relabel
 from deepfeat.errors import DataError, UsageError
 from deepfeat.fusion import one_space
 from deepfeat.splits import merge_groups
-from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
+from deepfeat.store import DONE, FeatureStore, open_features
+from deepfeat.svm.sources import Source, choose_sources
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Samples:
         What the user should know of rows left out or put together.
     views : tuple of str
         Names of the views.
+    seen : dict of str to ndarray of shape (n,), bool
+        For each block of a fine-tuned network, which images it was fine-tuned on, or on others that
+        must stay together with them.
+    folds : tuple of str
+        The blocks that are put together of a network for each fold.
     """
 
     X: np.ndarray
@@ -50,13 +56,19 @@ class Samples:
     averageable: bool
     notes: list[str]
     views: tuple[str, ...] = ("original",)
+    seen: Mapping[str, np.ndarray] = field(default_factory=dict)
+    folds: tuple[str, ...] = ()
 
     def select(self, chosen: Sequence[str]) -> Samples:
         """Return the same rows with some of the blocks, of every view."""
         numbers = np.repeat(list(self.blocks), list(self.blocks.values()))
         columns = np.tile(np.isin(numbers, list(chosen)), len(self.views))
         return replace(
-            self, X=self.X[:, columns], blocks={name: self.blocks[name] for name in self.blocks if name in chosen}
+            self,
+            X=self.X[:, columns],
+            blocks={name: self.blocks[name] for name in self.blocks if name in chosen},
+            seen={name: rows for name, rows in self.seen.items() if name in chosen},
+            folds=tuple(name for name in self.folds if name in chosen),
         )
 
 
@@ -107,14 +119,17 @@ def _from_store(
     labels: pd.Series | Mapping[str, str | None] | None,
     views: bool,
 ) -> Samples:
-    by_view = _choose_blocks(store, backbones, views)
-    blocks = [block for group in by_view.values() for block in group]
-    if not blocks:
-        msg = f"{store.path} has no features: run deepfeat.extract first"
+    by_view = choose_sources(store, backbones, views)
+    sources = [source for group in by_view.values() for source in group]
+    if not sources:
+        msg = f"{store.path} has no features: run deepfeat.extract first (class scores are taken only where named)"
         raise DataError(msg)
-    maps = [block.name for block in blocks if len(block.shape) > 1]
+    blocks = [block for source in sources for block in source.members]
+    maps = [block for block in blocks if len(block.shape) > 1]
     if maps:
-        msg = f"{maps[0]} holds feature maps of shape {blocks[0].shape}: extract it with another pooling, or 'flatten'"
+        msg = (
+            f"{maps[0].name} holds feature maps of shape {maps[0].shape}: extract it with another pooling, or 'flatten'"
+        )
         raise UsageError(msg)
     table = store.table if labels is None else relabel(store.table, labels)
     notes: list[str] = []
@@ -125,51 +140,32 @@ def _from_store(
         msg = f"no image of {store.path} has both features and a label: pass labels= or extract with a labelled table"
         raise DataError(msg)
     ids = rows["image_id"].to_numpy(object)
-    X = np.concatenate([store.features(block.key, ids) for block in blocks], axis=1)
+    X = np.concatenate([source.features(store, ids.tolist()) for source in sources], axis=1)
     _refuse_not_finite(X, ids)
     sets = merge_groups(rows["group"].tolist(), digests[keep])
     _note_missing_groups(rows, notes)
     first = next(iter(by_view.values()))
-    widths = {_unique_name(block.name, block.key, first): block.dim for block in first}
-    samples = _samples(X, rows, sets, widths, one_space([block.spec for block in first]), notes)
-    return replace(samples, views=tuple(by_view))
+    names = _unique_names(first)
+    widths = {name: source.dim for name, source in zip(names, first, strict=True)}
+    samples = _samples(X, rows, sets, widths, one_space([source.spec for source in first]), notes)
+    return replace(
+        samples,
+        views=tuple(by_view),
+        seen=_seen(store, dict(zip(names, first, strict=True)), digests, keep),
+        folds=tuple(name for name, source in zip(names, first, strict=True) if source.is_folds),
+    )
 
 
-def _choose_blocks(store: FeatureStore, backbones: str | Sequence[str] | None, views: bool) -> dict[str, list[Block]]:
-    """The blocks of each view, in the same order for all views; a block named without a view brings all of its views.
-
-    Without ``views``, each block stands for itself, and of those not named only the images' own.
-    """
-    known = store.structure.blocks
-    named = [backbones] if isinstance(backbones, str) else backbones
-    if named is None:
-        found = [block for block in known if views or _view(block) == "original"]
-    else:
-        found = []
-        for name in named:
-            block = store.find(name)
-            together = views and "@" not in name and not block.key.startswith(name)
-            kin = [b for b in known if _apart_from_view(b) == _apart_from_view(block)]
-            found += [b for b in (kin if together else [block]) if b not in found]
-    order = list(dict.fromkeys(_apart_from_view(block) for block in found))
-    if len(found) == len(order) or not views:
-        return {"original": found}
-    by_view: dict[str, list[Block]] = {}
-    for view in sorted({_view(block) for block in found}, key=lambda v: (v != "original", v)):
-        by_view[view] = sorted((b for b in found if _view(b) == view), key=lambda b: order.index(_apart_from_view(b)))
-        lacking = [b.name for b in found if _apart_from_view(b) not in map(_apart_from_view, by_view[view])]
-        if lacking:
-            msg = f"{lacking[0]} has no view {view!r}, and other blocks have: extract it, or pass views=None"
-            raise DataError(msg)
-    return by_view
-
-
-def _view(block: Block) -> str:
-    return str(block.spec.get("view", "original"))
-
-
-def _apart_from_view(block: Block) -> str:
-    return block_key({**block.spec, "view": None})
+def _seen(
+    store: FeatureStore, sources: Mapping[str, Source], digests: np.ndarray, keep: np.ndarray
+) -> dict[str, np.ndarray]:
+    """For each source of fine-tuned networks, which of the kept images are of a set that they have seen."""
+    tuned = {name: s for name, s in sources.items() if any(block.provenance is not None for block in s.members)}
+    if not tuned:
+        return {}
+    # Images that are not kept tie others together, too.
+    sets = merge_groups(store.table["group"].tolist(), digests.tolist())
+    return {name: np.isin(sets, sets[source.seen(store)])[keep] for name, source in tuned.items()}
 
 
 def _samples(
@@ -196,7 +192,8 @@ def _done_everywhere(store: FeatureStore, keys: Sequence[str], notes: list[str])
                 f"{len(differ)} image(s) (first: {store.table['image_id'][differ[0]]!r}): extract both again"
             )
             raise DataError(msg)
-    digests = np.array([digest.tobytes() for digest in records[0]["digest"]], dtype=object)
+    contents = [digest.tobytes() if known else None for digest, known in zip(records[0]["digest"], done, strict=True)]
+    digests = np.array(contents, dtype=object)
     return done, digests
 
 
@@ -221,5 +218,9 @@ def _refuse_not_finite(X: np.ndarray, ids: np.ndarray) -> None:
         raise DataError(msg)
 
 
-def _unique_name(name: str, key: str, blocks: Sequence[Any]) -> str:
-    return name if sum(block.name == name for block in blocks) == 1 else f"{name} ({key[:8]})"
+def _unique_names(sources: Sequence[Source]) -> list[str]:
+    names = [source.name for source in sources]
+    return [
+        name if names.count(name) == 1 else f"{name} ({source.members[0].key[:8]})"
+        for name, source in zip(names, sources, strict=True)
+    ]

@@ -11,6 +11,7 @@ import numpy as np
 from deepfeat.backbones import Backbone
 from deepfeat.backbones.manifest import MODEL_NAME
 from deepfeat.errors import BackboneError, UsageError
+from deepfeat.provenance import SCORES
 from deepfeat.runtimes.keras import as_mixed, keras, layer_output, ops, pool, preprocess
 
 #: Seed of the directions of the classes, the same for all networks: it makes their embeddings comparable.
@@ -58,7 +59,7 @@ def build_classifier(backbone: Backbone, n_classes: int, embedding_dim: int | No
         fixed = layers.Dense(n_classes, use_bias=False, trainable=False, name=_free("class_directions", taken))
         logits = fixed(embedding)
         fixed.set_weights([SCALE * class_directions(n_classes, embedding_dim)])
-    scores = layers.Softmax(dtype="float32", name=_free("scores", taken))(logits)
+    scores = layers.Softmax(dtype="float32", name=_free(SCORES, taken))(logits)
     return keras.Model(base.inputs[0], [embedding, scores], name=MODEL_NAME)
 
 
