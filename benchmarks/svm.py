@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import sklearn
 from joblib.externals.loky import get_reusable_executor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, ParameterGrid
@@ -52,7 +53,8 @@ WHOLE = [("LinearSVC", 1000)]
 #: Cells of the others: values of C, values of gamma, and folds.
 SAMPLES: dict[tuple[str, int], tuple[list[float], list[float], list[int]]] = {
     ("LinearSVC", 2500): (COSTS, [], [0]),
-    ("LinearSVC", 10000): (COSTS, [], [0]),
+    # C = 0.01 takes liblinear three minutes a fold already; larger ones were not tried to the end.
+    ("LinearSVC", 10000): (COSTS[:5], [], [0]),
     ("SVC-linear", 1000): (COSTS, [], [0, 1]),
     ("SVC-rbf", 1000): (GRIDS["SVC-rbf"]["C"], GAMMAS, [0, 1]),
     ("SVC-linear", 2500): (COSTS, [], [0]),
@@ -140,7 +142,7 @@ def run_here(name: str, runs: dict[str, Run], store: str, work: Path) -> None:
         os.sched_setaffinity(0, range(cores))
     with warnings.catch_warnings():
         # liblinear's steps are counted for each cell instead.
-        warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
         start, before = time.perf_counter(), busy_seconds()
         outcome = action(store)
         outcome["others"] = (busy_seconds() - before) / (time.perf_counter() - start)
@@ -249,17 +251,19 @@ class Recorder:
     """Balanced accuracy, as scikit-learn's own scorer, that keeps what was predicted; in one process alone."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[list[str], int]] = []
+        self.seen: list[tuple[list[str], bool]] = []
 
     def __call__(self, estimator: Pipeline, X: np.ndarray, y: np.ndarray) -> float:
         """Score an estimator."""
         predicted = estimator.predict(X)
-        self.seen.append((predicted.astype(str).tolist(), int(np.max(estimator[-1].n_iter_))))
+        svm = estimator[-1]
+        stopped = bool(svm.fit_status_) if isinstance(svm, SVC) else bool(svm.n_iter_ >= svm.max_iter)
+        self.seen.append((predicted.astype(str).tolist(), stopped))
         return balanced_accuracy_score(y, predicted)
 
 
 def list_cells(search: GridSearchCV, folds: Sequence[int], recorder: Recorder | None = None) -> list[dict[str, Any]]:
-    """The cells of a grid: parameters, fold, seconds of fit and score, score, predictions and the solver's steps."""
+    """The cells of a grid: parameters, fold, seconds, score, predictions, and whether the solver was stopped."""
     results, cells = search.cv_results_, []
     seconds = results["mean_fit_time"] + results["mean_score_time"]
     for place, params in enumerate(results["params"]):
@@ -267,7 +271,7 @@ def list_cells(search: GridSearchCV, folds: Sequence[int], recorder: Recorder | 
             cell = {"params": {name.removeprefix("svm__"): value for name, value in params.items()}, "fold": fold}
             cell |= {"seconds": seconds[place], "score": results[f"split{column}_test_score"][place]}
             if recorder:
-                cell["predicted"], cell["steps"] = recorder.seen[place * len(folds) + column]
+                cell["predicted"], cell["stopped"] = recorder.seen[place * len(folds) + column]
             cells.append(cell)
     return cells
 
@@ -424,7 +428,7 @@ def same_params(one: dict[str, float], other: dict[str, float]) -> bool:
 
 
 def compare(found: dict[str, Any], cells: list[dict[str, Any]]) -> tuple[float, int, int, int]:
-    """Largest difference of a fold's score, how many predictions differ of how many, and cells out of iterations."""
+    """Largest difference of a fold's score, how many predictions differ of how many, and cells stopped unconverged."""
     differences, differ, count = [], 0, 0
     fold_of, predicted = np.array(found["fold"]), np.array(found["predicted"])
     for cell in cells:
@@ -433,7 +437,7 @@ def compare(found: dict[str, Any], cells: list[dict[str, Any]]) -> tuple[float, 
         if same_params(cell["params"], found["params"]):
             differ += int((predicted[fold_of == cell["fold"]] != cell["predicted"]).sum())
             count += len(cell["predicted"])
-    return max(differences), differ, count, sum(cell["steps"] >= LinearSVC().max_iter for cell in cells)
+    return max(differences), differ, count, sum(cell["stopped"] for cell in cells)
 
 
 def best_of(scores: Iterable[tuple[dict[str, float], float]]) -> str:
@@ -478,12 +482,12 @@ def list_agreement(done: dict[str, Any], kind: str, n: int) -> list[str]:
     reference, found = Reference(done, kind, n), done.get(f"sizes-{kind}-{n}-deepfeat-1")
     if not found or not reference.cells:
         return []
-    difference, differ, count, limit = compare(found, reference.cells)
+    difference, differ, count, stopped = compare(found, reference.cells)
     ours, theirs = best_of(scores_like(found, reference)), best_of(reference.scores())
     return [
         f"| {kind.replace('-', ' ')} | {n:,} | {ours} | {theirs} | {mean_difference(found, reference):.4f} "
-        f"| {difference:.4f} | {differ} of {count:,} | {limit} of {len(reference.cells)} "
-        f"| {found['unconverged']} of {len(found['scores'])} |"
+        f"| {difference:.4f} | {differ} of {count:,} "
+        f"| {found['unconverged']} of {len(found['scores'])} | {stopped} of {len(reference.cells)} |"
     ]
 
 
@@ -512,12 +516,13 @@ def report_sizes(done: dict[str, Any], plot: str | None) -> list[str]:
         "Peak memory is that of the whole process on one core, deepfeat / scikit-learn, features included.",
         "",
         "| classifier | images | best, deepfeat | best, scikit-learn | difference of mean scores | of a fold's "
-        "| predictions that differ | scikit-learn's cells out of iterations | deepfeat's candidates not converged |",
+        "| predictions that differ | not converged, deepfeat | not converged, scikit-learn |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(line for case in cases for line in list_agreement(done, *case)),
         "",
         "The best parameters and the largest differences of balanced accuracy are over the cells that scikit-learn "
-        "ran; predictions are the out-of-fold ones at the parameters that deepfeat chose.",
+        "ran; predictions are the out-of-fold ones at the parameters that deepfeat chose. What did not converge is "
+        "counted in candidates of all folds for deepfeat, and in the cells that were run for scikit-learn.",
         "",
         *report_variants(done),
     ]
@@ -529,24 +534,24 @@ def mean_difference(found: dict[str, Any], reference: Reference) -> float:
 
 
 def report_variants(done: dict[str, Any]) -> list[str]:
-    ways = {
-        "deepfeat": "deepfeat",
-        "sklearn": "GridSearchCV",
-        "cached": "loops, rows scaled once for each fold",
-        "halving": "HalvingGridSearchCV",
-    }
+    ways = {"deepfeat": "deepfeat", "cached": "loops, rows scaled once a fold", "halving": "HalvingGridSearchCV"}
     lines = []
-    for n, way in [(n, way) for n in SIZES for way in ways]:
-        run, whole = done.get(f"sizes-LinearSVC-{n}-{way}-1"), done.get(f"sizes-LinearSVC-{n}-sklearn-1")
-        if run and whole:
-            params = run.get("params") or max(Reference(done, "LinearSVC", n).scores(), key=lambda pair: pair[1])[0]
-            ratio = whole["seconds"] / run["seconds"]
-            lines.append(f"| {n:,} | {ways[way]} | {run['seconds']:.1f} | {ratio:.1f} | {params['C']:g} |")
+    for n in SIZES:
+        reference = Reference(done, "LinearSVC", n)
+        found = {way: done.get(f"sizes-LinearSVC-{n}-{way}-1") for way in ways}
+        if not reference.cells or not (found["cached"] or found["halving"]):
+            continue
+        whole, sign = reference.seconds(1), "" if reference.is_measured(1) else "~"
+        lines.append(f"| {n:,} | GridSearchCV | {sign}{whole:.1f} | 1.0 | {best_of(reference.scores())} |")
+        for way, run in found.items():
+            if run:
+                ratio = f"{sign}{whole / run['seconds']:.1f}"
+                lines.append(f"| {n:,} | {ways[way]} | {run['seconds']:.1f} | {ratio} | C = {run['params']['C']:.3g} |")
     return [
         "Other ways to LinearSVC's choice, on one core; HalvingGridSearchCV drops candidates by their scores on few "
         "images, and may choose others than the whole grid does:",
         "",
-        "| images | way | seconds | ratio | C |",
+        "| images | way | seconds | ratio | chosen |",
         "| --- | --- | --- | --- | --- |",
         *lines,
         "",
@@ -561,11 +566,14 @@ def report_ham10000(done: dict[str, Any]) -> list[str]:
             continue
         cells = [c for k, run in done.items() if k.startswith(f"ham10000-{task}-cells-") for c in run["cells"]]
         per_cost = ", ".join(f"{FOLDS * c['seconds']:,.0f} (C = {c['params']['C']:g})" for c in cells)
-        difference, differ, count, _ = compare(found, cells) if cells else (np.nan, 0, 0, 0)
+        agreement = "not run | "
+        if cells:
+            difference, differ, count, _ = compare(found, cells)
+            agreement = f"{difference:.4f} | {differ} of {count:,}"
         name = "eight classes" if task == "eight" else "MEL against the rest"
         lines.append(
             f"| {name} | {found['seconds']:.1f} | {goals[task]} | {found['params']['C']:g} | {found['score']:.4f} "
-            f"| {found['peak_memory'] / 1e9:.1f} | {per_cost} | {difference:.4f} | {differ} of {count:,} |"
+            f"| {found['peak_memory'] / 1e9:.1f} | {per_cost} | {agreement} |"
         )
         if found["later"]:
             reused += [f"| {name} | the first | {found['seconds']:.1f} | {found['computed']} |"]
@@ -621,6 +629,14 @@ def report_isic2019(done: dict[str, Any]) -> list[str]:
     ]
 
 
+def report_others(done: dict[str, Any]) -> list[str]:
+    """Name the runs whose times others have lengthened."""
+    disturbed = [f"{name} ({run['others']:.1f})" for name, run in done.items() if run["others"] > 0.1]
+    if not disturbed:
+        return []
+    return ["Other processes took more than a tenth of a core during " + ", ".join(disturbed) + ".", ""]
+
+
 def draw_plot(done: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -656,6 +672,7 @@ def write_report(arguments: argparse.Namespace) -> None:
         *report_sizes(done, arguments.plot.name if arguments.plot else None),
         *report_ham10000(done),
         *report_isic2019(done),
+        *report_others(done),
     ]
     arguments.table.write_text("\n".join(lines), encoding="utf-8")
     if arguments.plot:
