@@ -363,7 +363,9 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")
     command.add_argument("cache", help="feature store")
     command.add_argument(
-        "--backbone", action="append", help="block to use, by name or key; may be repeated (default: all)"
+        "--backbone",
+        action="append",
+        help="block to use, by name or key, or NAME@folds for all folds of a network; may be repeated (default: all)",
     )
     command.add_argument(
         "--choose", metavar="top-N|all-subsets", help="choose blocks by cross-validation: the N best alone, or any set"

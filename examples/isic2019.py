@@ -17,7 +17,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +74,7 @@ FULL = Scale(
     tune_vgg=True,
 )
 QUICK = Scale(
-    images={"A": 800, "B": 2500},
+    images={"A": 600, "B": 2500},
     input_size={
         **dict.fromkeys(("AlexNet", *TUNED), 96),
         **dict.fromkeys(("DeepCNN", "DeepCNNGrouped", "DeepCNNMultiSize", "VGG16"), 64),
@@ -287,7 +287,7 @@ def measure_rows(name: str, experiments: dict[str, Experiment], scale: Scale) ->
         for split, experiment in experiments.items():
             start = time.perf_counter()
             found[row.name][split] = row.measure(experiment)
-            print(f"{name} {split} {row.name}: {time.perf_counter() - start:.0f} s", flush=True)
+            print(f"\n{name} {split} {row.name}: {time.perf_counter() - start:.0f} s", flush=True)
     return found
 
 
@@ -388,24 +388,28 @@ def describe_run(experiments: dict[str, dict[str, Experiment]], seconds: float) 
     return " ".join([*counts, f"{seconds:.0f} s on {machine}."])
 
 
-def run(table: pd.DataFrame, scale: Scale, weights: dict[str, str], work: Path) -> str:
-    """Measure every row of both tables, and describe them in Markdown."""
+def run(table: pd.DataFrame, scale: Scale, weights: dict[str, str], work: Path) -> Iterator[str]:
+    """Measure every row of both tables; after each part, describe in Markdown what there is."""
     start = time.perf_counter()
     experiments = {
-        name: {split: Experiment(name, split, table, scale, weights, work) for split in SPLITS} for name in "AB"
+        name: {split: Experiment(name, split, table, scale, weights, work) for split in SPLITS} for name in "BA"
     }
     b = measure_rows("B", experiments["B"], scale)
-    times = time_training(experiments["B"]["grouped"])
-    a = measure_rows("A", experiments["A"], scale)
     sections = [
-        ("Set A: all classes, accuracy in percent", markdown(compare("A", a, scale))),
         ("Set B: melanoma, accuracy in percent (precision, recall of melanoma)", markdown(compare("B", b, scale))),
-        ("Set A, all metrics (precision, recall and F1 are means over classes)", markdown(all_metrics(a))),
         ("Set B, all metrics (precision, recall and F1 of melanoma)", markdown(all_metrics(b))),
         ("The average against the best single network", markdown(verdict(b))),
-        ("Time to train with and without ImageNet weights", markdown(times)),
     ]
-    return report(sections, describe_run(experiments, time.perf_counter() - start))
+    yield report(sections, describe_run(experiments, time.perf_counter() - start))
+    times = time_training(experiments["B"]["grouped"])
+    sections += [("Time to train with and without ImageNet weights", markdown(times))]
+    yield report(sections, describe_run(experiments, time.perf_counter() - start))
+    a = measure_rows("A", experiments["A"], scale)
+    sections += [
+        ("Set A: all classes, accuracy in percent", markdown(compare("A", a, scale))),
+        ("Set A, all metrics (precision, recall and F1 are means over classes)", markdown(all_metrics(a))),
+    ]
+    yield report(sections, describe_run(experiments, time.perf_counter() - start))
 
 
 def main() -> None:
@@ -422,10 +426,10 @@ def main() -> None:
     table = deepfeat.read_isic(images, truth, arguments.data / "ISIC_2019_Training_Metadata.csv")
     weights = dict(text.split("=", 1) for text in arguments.weights)
     work = arguments.work / ("quick" if arguments.quick else "full")
-    text = run(table, QUICK if arguments.quick else FULL, weights, work)
-    if arguments.table:
-        arguments.table.write_text(text, encoding="utf-8")
-    else:
+    for text in run(table, QUICK if arguments.quick else FULL, weights, work):
+        if arguments.table:
+            arguments.table.write_text(text, encoding="utf-8")
+    if not arguments.table:
         print(text)
 
 

@@ -301,6 +301,23 @@ def test_fold_named_brings_its_views(tuned_store):
     assert load_samples(store, "skin@folds", None, views=False).views == ("original",)
 
 
+def test_view_that_lacks_a_fold_is_refused(tuned_store):
+    name, lesions, spec = FOLDS[0]
+    store = tuned_store([*FOLDS, (name, lesions, {**spec, "view": "hflip"})])
+    with pytest.raises(DataError, match="views of skin@folds have different folds"):
+        load_samples(store, "skin@folds", None)
+    assert load_samples(store, "skin@folds", None, views=False).views == ("original",)
+
+
+def test_fold_that_has_seen_a_tied_image_is_not_chosen(tuned_store):
+    """img004, of lesion 2, equals img000 byte for byte, whose lesion the first network has seen."""
+    contents = [f"img{i:03d}" if i != 4 else "img000" for i in range(40)]
+    folds = [("skin@fold0", [0], space(0)), ("skin@fold1", [n for n in range(20) if n not in {0, 2}], space(1))]
+    samples = load_samples(tuned_store(folds, contents=contents), "skin@folds", None)
+    assert np.floor(samples.X[[0, 1, 4, 5], 0]).tolist() == [1, 1, 1, 1]
+    assert not samples.seen["skin@folds"].any()
+
+
 def test_unknown_folds_are_an_error_with_the_names(tuned_store):
     with pytest.raises(StoreError, match=r"no embeddings of deepfeat.finetune_folds for 'mole@folds'.*'skin@fold0'"):
         deepfeat.fit_svm(tuned_store(FOLDS), backbones="mole@folds")

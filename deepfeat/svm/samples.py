@@ -14,7 +14,7 @@ from deepfeat.datasets import relabel
 from deepfeat.errors import DataError, UsageError
 from deepfeat.fusion import one_space
 from deepfeat.splits import merge_groups
-from deepfeat.store import DONE, FeatureStore, open_features
+from deepfeat.store import DONE, Block, FeatureStore, open_features
 from deepfeat.svm.sources import Source, choose_sources
 
 
@@ -125,12 +125,7 @@ def _from_store(
         msg = f"{store.path} has no features: run deepfeat.extract first (class scores are taken only where named)"
         raise DataError(msg)
     blocks = [block for source in sources for block in source.members]
-    maps = [block for block in blocks if len(block.shape) > 1]
-    if maps:
-        msg = (
-            f"{maps[0].name} holds feature maps of shape {maps[0].shape}: extract it with another pooling, or 'flatten'"
-        )
-        raise UsageError(msg)
+    _refuse_maps(blocks)
     table = store.table if labels is None else relabel(store.table, labels)
     notes: list[str] = []
     done, digests = _done_everywhere(store, [block.key for block in blocks], notes)
@@ -140,32 +135,25 @@ def _from_store(
         msg = f"no image of {store.path} has both features and a label: pass labels= or extract with a labelled table"
         raise DataError(msg)
     ids = rows["image_id"].to_numpy(object)
-    X = np.concatenate([source.features(store, ids.tolist()) for source in sources], axis=1)
+    tied = _tie(store, sources, digests)
+    X = np.concatenate([source.features(store, ids.tolist(), tied) for source in sources], axis=1)
     _refuse_not_finite(X, ids)
     sets = merge_groups(rows["group"].tolist(), digests[keep])
     _note_missing_groups(rows, notes)
     first = next(iter(by_view.values()))
-    names = _unique_names(first)
-    widths = {name: source.dim for name, source in zip(names, first, strict=True)}
+    named = dict(zip(_unique_names(first), first, strict=True))
+    widths = {name: source.dim for name, source in named.items()}
     samples = _samples(X, rows, sets, widths, one_space([source.spec for source in first]), notes)
-    return replace(
-        samples,
-        views=tuple(by_view),
-        seen=_seen(store, dict(zip(names, first, strict=True)), digests, keep),
-        folds=tuple(name for name, source in zip(names, first, strict=True) if source.is_folds),
-    )
+    seen = {name: source.seen(store, tied)[keep] for name, source in named.items() if source.is_tuned}
+    folds = tuple(name for name, source in named.items() if source.is_folds)
+    return replace(samples, views=tuple(by_view), seen=seen, folds=folds)
 
 
-def _seen(
-    store: FeatureStore, sources: Mapping[str, Source], digests: np.ndarray, keep: np.ndarray
-) -> dict[str, np.ndarray]:
-    """For each source of fine-tuned networks, which of the kept images are of a set that they have seen."""
-    tuned = {name: s for name, s in sources.items() if any(block.provenance is not None for block in s.members)}
-    if not tuned:
-        return {}
-    # Images that are not kept tie others together, too.
-    sets = merge_groups(store.table["group"].tolist(), digests.tolist())
-    return {name: np.isin(sets, sets[source.seen(store)])[keep] for name, source in tuned.items()}
+def _tie(store: FeatureStore, sources: Sequence[Source], digests: np.ndarray) -> np.ndarray:
+    """The sets of all images of the store, since images that are not kept tie others together, too."""
+    if not any(source.is_tuned for source in sources):
+        return np.arange(store.n_images)
+    return merge_groups(store.table["group"].tolist(), digests.tolist())
 
 
 def _samples(
@@ -203,6 +191,15 @@ def _labelled(table: pd.DataFrame, notes: list[str]) -> np.ndarray:
         first = table["image_id"].to_numpy(object)[~known][0]
         notes.append(f"{(~known).sum()} image(s) without a label left out (first: {first!r})")
     return known
+
+
+def _refuse_maps(blocks: Sequence[Block]) -> None:
+    for block in blocks:
+        if len(block.shape) > 1:
+            msg = (
+                f"{block.name} holds feature maps of shape {block.shape}: extract it with another pooling, or 'flatten'"
+            )
+            raise UsageError(msg)
 
 
 def _note_missing_groups(rows: pd.DataFrame, notes: list[str]) -> None:

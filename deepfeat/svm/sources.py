@@ -57,22 +57,28 @@ class Source:
         """Whether folds are put together."""
         return self.name.endswith(_FOLDS)
 
-    def seen(self, store: FeatureStore) -> np.ndarray:
-        """Which images of the store all networks behind it were fine-tuned on."""
-        return np.logical_and.reduce([store.seen(block.key) for block in self.members])
+    @property
+    def is_tuned(self) -> bool:
+        """Whether a network behind it was fine-tuned."""
+        return any(block.provenance is not None for block in self.members)
 
-    def features(self, store: FeatureStore, ids: Sequence[str]) -> np.ndarray:
-        """Features of some images, of shape (n, dim)."""
+    def seen(self, store: FeatureStore, sets: np.ndarray) -> np.ndarray:
+        """Which images of the store have been seen by all networks behind it, or others of their set."""
+        return self._seen_by_each(store, sets).all(axis=0)
+
+    def features(self, store: FeatureStore, ids: Sequence[str], sets: np.ndarray) -> np.ndarray:
+        """Features of some images, of shape (n, dim), where all images of the store are in ``sets``."""
         if len(self.members) == 1:
             return store.features(self.members[0].key, ids)
-        rows = store.positions(ids)
-        new = ~np.stack([store.seen(block.key)[rows] for block in self.members])
-        of_fold = new.argmax(axis=0)
+        first_new = (~self._seen_by_each(store, sets)).argmax(axis=0)[store.positions(ids)]
         joined = np.empty((len(ids), self.dim), np.float32)
-        for number in np.unique(of_fold):
-            chosen = of_fold == number
+        for number in np.unique(first_new):
+            chosen = first_new == number
             joined[chosen] = store.features(self.members[number].key, np.asarray(ids, object)[chosen].tolist())
         return joined
+
+    def _seen_by_each(self, store: FeatureStore, sets: np.ndarray) -> np.ndarray:
+        return np.stack([np.isin(sets, sets[store.seen(block.key)]) for block in self.members])
 
 
 def choose_sources(store: FeatureStore, names: str | Sequence[str] | None, views: bool) -> dict[str, list[Source]]:
@@ -83,8 +89,7 @@ def choose_sources(store: FeatureStore, names: str | Sequence[str] | None, views
     fine-tuned networks, which are what a classifier is to replace. Without ``views``, each block stands for itself,
     and of those not named only the images' own.
     """
-    known = _unnamed(store) if names is None else []
-    found = [source for source in known if views or source.view == "original"]
+    found = _unnamed(store, views) if names is None else []
     for name in [names] if isinstance(names, str) else names or ():
         found += [source for source in _named(store, name, views) if source not in found]
     order = list(dict.fromkeys(source.apart_from_view for source in found))
@@ -103,33 +108,35 @@ def choose_sources(store: FeatureStore, names: str | Sequence[str] | None, views
 
 def _named(store: FeatureStore, name: str, views: bool) -> list[Source]:
     if name.endswith(_FOLDS):
-        return [source for source in _folds(store, name) if views or source.view == "original"]
+        return _folds(store, name, views)
     block = store.find(name)
     alone = not views or _view(block) != "original" or block.key.startswith(name)
     kin = [b for b in store.structure.blocks if _apart_from_view(b) == _apart_from_view(block)]
     return [Source(b.name, (b,)) for b in ([block] if alone else kin)]
 
 
-def _unnamed(store: FeatureStore) -> list[Source]:
+def _unnamed(store: FeatureStore, views: bool) -> list[Source]:
     sources: list[Source] = []
     for block in store.structure.blocks:
-        if block.provenance is not None and block.spec["layer"] == SCORES:
+        is_scores = block.provenance is not None and block.spec["layer"] == SCORES
+        if is_scores or not (views or _view(block) == "original"):
             continue
         fold = _fold_of(block)
         if fold is None:
             sources.append(Source(block.name, (block,)))
         else:
-            sources += [source for source in _folds(store, fold[0] + _FOLDS) if source not in sources]
+            sources += [source for source in _folds(store, fold[0] + _FOLDS, views) if source not in sources]
     return sources
 
 
-def _folds(store: FeatureStore, name: str) -> list[Source]:
+def _folds(store: FeatureStore, name: str, views: bool) -> list[Source]:
     """The folds of one network, for each view."""
     stem = name.removesuffix(_FOLDS)
     by_view: dict[str, dict[int, Block]] = {}
     for block in store.structure.blocks:
         fold = _fold_of(block)
-        if fold is None or fold[0] != stem or block.spec["layer"] is not None:
+        wanted = block.spec["layer"] is None and (views or _view(block) == "original")
+        if fold is None or fold[0] != stem or not wanted:
             continue
         if fold[1] in by_view.setdefault(_view(block), {}):
             msg = f"{store.path} has two blocks {block.name!r}: name blocks by their keys instead of {name!r}"
@@ -139,12 +146,12 @@ def _folds(store: FeatureStore, name: str) -> list[Source]:
         names = ", ".join(repr(b.name) for b in store.structure.blocks) or "none"
         msg = f"{store.path} has no embeddings of deepfeat.finetune_folds for {name!r}: its blocks are {names}"
         raise StoreError(msg)
-    made = []
-    for blocks in by_view.values():
-        members = tuple(blocks[number] for number in sorted(blocks))
-        _refuse_spaces(members, name)
-        made.append(Source(name, members))
-    return made
+    if len({frozenset(blocks) for blocks in by_view.values()}) > 1:
+        msg = f"the views of {name} have different folds: extract all views with all networks, or pass views=None"
+        raise DataError(msg)
+    found = [tuple(blocks[number] for number in sorted(blocks)) for blocks in by_view.values()]
+    _refuse_spaces(found[0], name)
+    return [Source(name, members) for members in found]
 
 
 def _refuse_spaces(members: Sequence[Block], name: str) -> None:
