@@ -64,7 +64,7 @@ class Source:
 
     def seen(self, store: FeatureStore, sets: np.ndarray) -> np.ndarray:
         """Which images of the store have been seen by all networks behind it, or others of their set."""
-        return self._seen_by_each(store, sets).all(axis=0)
+        return np.asarray(self._seen_by_each(store, sets).all(axis=0))
 
     def features(self, store: FeatureStore, ids: Sequence[str], sets: np.ndarray) -> np.ndarray:
         """Features of some images, of shape (n, dim), where all images of the store are in ``sets``."""
