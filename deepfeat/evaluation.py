@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
+
+from deepfeat.bootstrap import (
+    PER_CLASS,
+    calibration_error,
+    confusion_metrics,
+    draw_counts,
+    overall_metrics,
+    percentile_interval,
+    resampled_metrics,
+    row_losses,
+)
 
 
 @dataclass(frozen=True)
@@ -18,9 +29,10 @@ class Evaluation:
     Attributes
     ----------
     metrics : pandas.DataFrame
-        Indexed by metric, column ``value``.
+        Indexed by metric: value, and low and high, the ends of its 95 % interval.
     per_class : pandas.DataFrame
-        Indexed by class: precision, recall, f1, specificity, auroc, average_precision, support.
+        Indexed by class: precision, recall, f1, specificity, auroc, average_precision, support, and the ends of the
+        intervals as precision_low, precision_high and so on.
     confusion : pandas.DataFrame
         Counts; rows are true classes and columns predicted ones.
     """
@@ -36,6 +48,11 @@ def evaluate(
     decision: np.ndarray,
     classes: Sequence[Any],
     positive: Any = None,
+    *,
+    groups: Sequence[Any] | None = None,
+    probabilities: np.ndarray | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> Evaluation:
     """Score predictions.
 
@@ -49,6 +66,14 @@ def evaluate(
     positive : label, optional
         For two classes: also report precision, recall, F1, specificity, AUROC
         and average precision of this one.
+    groups : sequence of n values, optional
+        Images with equal values are not independent, and are resampled together; if None, each image by itself.
+    probabilities : ndarray of shape (n, n_classes), optional
+        Adds the Brier score and the calibration error, see `deepfeat.bootstrap.calibration_error`.
+    n_resamples : int
+        Resamples of the bootstrap; 0 for no intervals.
+    seed : int
+        Of the bootstrap.
 
     Returns
     -------
@@ -57,32 +82,35 @@ def evaluate(
         predicted, AUROC of a class without images. Macro averages leave such
         classes out only where no image has the class; a precision without
         predictions counts as 0 there, as in scikit-learn.
+
+    Notes
+    -----
+    The intervals are the middle 95 % of a bootstrap that draws whole groups, see `deepfeat.bootstrap`. They tell what
+    other images of the same kind would do to the number, with the classifier as it is.
     """
     names = list(classes)
-    truth = pd.Categorical(list(labels), names).codes
-    guess = pd.Categorical(list(predicted), names).codes
-    numbers = np.arange(len(names))
-    confusion = sk.confusion_matrix(truth, guess, labels=numbers)
-    per_class = _per_class(truth, decision, confusion, names)
-    present = per_class[per_class["support"] > 0]
-    values = {
-        "accuracy": sk.accuracy_score(truth, guess),
-        "balanced_accuracy": present["recall"].mean(),
-        "precision_macro": present["precision"].fillna(0).mean(),
-        "recall_macro": present["recall"].mean(),
-        "f1_macro": present["f1"].mean(),
-        "auroc_macro": present["auroc"].mean(),
-        "average_precision_macro": present["average_precision"].mean(),
-        "hinge_loss": _hinge_loss(truth, decision, numbers),
-    }
-    if positive is not None:
-        row = per_class.loc[positive]
-        values.update({name: row[name] for name in per_class.columns if name != "support"})
-    return Evaluation(
-        pd.DataFrame({"value": values}).rename_axis("metric"),
-        per_class,
-        pd.DataFrame(confusion, index=pd.Index(names, name="true"), columns=pd.Index(names, name="predicted")),
-    )
+    truth = pd.Categorical(list(labels), names).codes.astype(int)
+    guess = pd.Categorical(list(predicted), names).codes.astype(int)
+    chosen = None if positive is None else names.index(positive)
+    confusion = sk.confusion_matrix(truth, guess, labels=np.arange(len(names)))
+    each = confusion_metrics(confusion)
+    each["auroc"] = _rankings(sk.roc_auc_score, truth, decision)
+    each["average_precision"] = _rankings(sk.average_precision_score, truth, decision)
+    values = overall_metrics(confusion, each, chosen)
+    values.update({name: loss.mean() for name, loss in row_losses(truth, decision, probabilities).items()})
+    if probabilities is not None:
+        values["calibration_error"] = calibration_error(truth, probabilities, np.ones((1, len(truth))))[0]
+    metrics = pd.DataFrame({"value": values}).astype(float).rename_axis("metric")
+    per_class = pd.DataFrame(each, index=pd.Index(names, name="class"))
+    per_class["support"] = confusion.sum(axis=1)
+    if n_resamples:
+        counts = draw_counts(np.arange(len(truth)) if groups is None else groups, n_resamples, seed)
+        overall, replicates = resampled_metrics(truth, guess, decision, counts, chosen, probabilities)
+        metrics["low"], metrics["high"] = percentile_interval(overall[metrics.index].to_numpy())
+        for name in PER_CLASS:
+            per_class[f"{name}_low"], per_class[f"{name}_high"] = percentile_interval(replicates[name])
+    named = {"index": pd.Index(names, name="true"), "columns": pd.Index(names, name="predicted")}
+    return Evaluation(metrics, per_class, pd.DataFrame(confusion, **named))
 
 
 def class_scores(decision: np.ndarray) -> np.ndarray:
@@ -90,35 +118,7 @@ def class_scores(decision: np.ndarray) -> np.ndarray:
     return np.column_stack([-decision, decision]) if decision.ndim == 1 else decision
 
 
-def _per_class(truth: np.ndarray, decision: np.ndarray, confusion: np.ndarray, names: list[Any]) -> pd.DataFrame:
-    hits = np.diag(confusion)
-    support, claimed = confusion.sum(axis=1), confusion.sum(axis=0)
-    rejected = confusion.sum() - support - claimed + hits
-    with np.errstate(invalid="ignore", divide="ignore"):
-        table = pd.DataFrame(
-            {
-                "precision": hits / claimed,
-                "recall": hits / support,
-                "f1": 2 * hits / (support + claimed),
-                "specificity": rejected / (confusion.sum() - support),
-                "auroc": [_ranking(sk.roc_auc_score, truth == k, decision[:, k]) for k in range(len(names))],
-                "average_precision": [
-                    _ranking(sk.average_precision_score, truth == k, decision[:, k]) for k in range(len(names))
-                ],
-                "support": support,
-            },
-            index=pd.Index(names, name="class"),
-        )
-    return table
-
-
-def _ranking(score: Any, truth: np.ndarray, values: np.ndarray) -> float:
-    """A ranking metric, NaN where all or none are positive."""
-    return float(score(truth, values)) if 0 < truth.sum() < len(truth) else float("nan")
-
-
-def _hinge_loss(truth: np.ndarray, decision: np.ndarray, numbers: np.ndarray) -> float:
-    """Mean hinge loss; for several classes that of Crammer and Singer (2001), as in scikit-learn."""
-    if len(numbers) == 2:
-        return float(np.maximum(0, 1 - np.where(truth == 1, 1, -1) * decision[:, 1]).mean())
-    return float(sk.hinge_loss(truth, decision, labels=numbers))
+def _rankings(score: Callable[..., float], truth: np.ndarray, decision: np.ndarray) -> np.ndarray:
+    """A ranking metric of each class, NaN where all or none of the images have it."""
+    defined = [0 < (truth == k).sum() < len(truth) for k in range(decision.shape[1])]
+    return np.array([score(truth == k, decision[:, k]) if ok else np.nan for k, ok in enumerate(defined)])

@@ -1,0 +1,253 @@
+"""Metrics of resampled images: whole groups are drawn, since the images of one group are not independent.
+
+The cluster bootstrap of Field and Welsh (2007), Bootstrapping clustered data, J. R. Statist. Soc. B 69: as many groups
+as there are, drawn with replacement, each with all its images. A resample is a row of counts, one for each image, and
+every metric is computed for many rows at once, as scikit-learn computes it with the counts as sample weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+#: Counts that are in work at a time, so that memory does not grow with the number of resamples.
+_AT_A_TIME = 1_000_000
+
+#: Bins of equal width of the calibration error.
+N_BINS = 15
+
+#: Metrics of each class, in the order of their tables.
+PER_CLASS = ("precision", "recall", "f1", "specificity", "auroc", "average_precision")
+
+
+def draw_counts(groups: Sequence[Any], n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """Draw groups with replacement.
+
+    Parameters
+    ----------
+    groups : sequence of n values
+        Equal for images that stay together.
+    n_resamples : int
+    seed : int
+
+    Returns
+    -------
+    ndarray of shape (n_resamples, n), uint16
+        How often each image is in each resample.
+    """
+    codes, names = pd.factorize(np.asarray(groups))
+    rng = np.random.default_rng(seed)
+    counts = np.empty((n_resamples, len(codes)), np.uint16)
+    for row in counts:
+        drawn = rng.integers(len(names), size=len(names))
+        row[:] = np.bincount(drawn, minlength=len(names))[codes]
+    return counts
+
+
+def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Interval that holds the middle of the replicates.
+
+    Parameters
+    ----------
+    replicates : ndarray of shape (n_resamples, ...)
+        NaN where a metric is not defined; such resamples are left out.
+    level : float
+        Share of the replicates between the two ends.
+
+    Returns
+    -------
+    low, high : ndarray of shape (...)
+        NaN where the metric is defined in no resample.
+    """
+    undefined = np.isnan(replicates).all(axis=0)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.nanquantile(np.where(undefined, 0.0, replicates), tails, axis=0)
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+def resampled_metrics(
+    truth: np.ndarray,
+    guess: np.ndarray,
+    decision: np.ndarray,
+    counts: np.ndarray,
+    positive: int | None = None,
+    probabilities: np.ndarray | None = None,
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Every metric of every resample.
+
+    Parameters
+    ----------
+    truth, guess : ndarray of shape (n,), int
+        Numbers of the classes.
+    decision : ndarray of shape (n, n_classes), float
+    counts : ndarray of shape (n_resamples, n)
+        From `draw_counts`; ones give the metrics of the images themselves.
+    positive : int, optional
+        Also report the metrics of this class by themselves.
+    probabilities : ndarray of shape (n, n_classes), optional
+        Adds ``brier`` and ``calibration_error``.
+
+    Returns
+    -------
+    overall : pandas.DataFrame of shape (n_resamples, n_metrics)
+        Columns as the index of `deepfeat.evaluation.Evaluation.metrics`.
+    per_class : dict of str to ndarray of shape (n_resamples, n_classes)
+    """
+    n_classes = decision.shape[1]
+    cells = np.eye(n_classes**2, dtype=np.float32)[truth * n_classes + guess]
+    losses = row_losses(truth, decision, probabilities)
+    orders = [_Ranking(truth == k, decision[:, k]) for k in range(n_classes)]
+    overall, per_class = [], []
+    for block in _blocks(counts):
+        drawn = block.astype(np.float32)
+        confusion = (drawn @ cells).astype(float).reshape(-1, n_classes, n_classes)
+        table = confusion_metrics(confusion)
+        ranked = [order.metrics(block) for order in orders]
+        table["auroc"], table["average_precision"] = (np.column_stack(part) for part in zip(*ranked, strict=True))
+        values = overall_metrics(confusion, table, positive)
+        total = drawn.sum(axis=1, dtype=float)
+        values.update({name: drawn @ loss / total for name, loss in losses.items()})
+        if probabilities is not None:
+            values["calibration_error"] = calibration_error(truth, probabilities, drawn)
+        overall.append(pd.DataFrame(values))
+        per_class.append(table)
+    joined = {name: np.concatenate([table[name] for table in per_class]) for name in PER_CLASS}
+    return pd.concat(overall, ignore_index=True), joined
+
+
+def confusion_metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of each class that follow from confusion matrices of shape (..., n_classes, n_classes); NaN for 0/0."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    support, claimed = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = support.sum(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "precision": hits / claimed,
+            "recall": hits / support,
+            "f1": 2 * hits / (support + claimed),
+            "specificity": (total - support - claimed + hits) / (total - support),
+        }
+
+
+def overall_metrics(
+    confusion: np.ndarray, per_class: dict[str, np.ndarray], positive: int | None
+) -> dict[str, np.ndarray]:
+    """Metrics over all classes that are present; a precision without predictions counts as 0 there."""
+    support = confusion.sum(axis=-1)
+    absent = support == 0
+
+    def macro(name: str) -> np.ndarray:
+        values = np.nan_to_num(per_class[name]) if name == "precision" else per_class[name]
+        kept = np.where(absent, np.nan, values)
+        known = ~np.isnan(kept)
+        with np.errstate(invalid="ignore"):
+            return np.where(known, kept, 0).sum(axis=-1) / known.sum(axis=-1)
+
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    values = {
+        "accuracy": hits.sum(axis=-1) / support.sum(axis=-1),
+        "balanced_accuracy": macro("recall"),
+        **{f"{name}_macro": macro(name) for name in PER_CLASS if name != "specificity"},
+    }
+    if positive is not None:
+        values.update({name: per_class[name][..., positive] for name in PER_CLASS})
+    return values
+
+
+def row_losses(truth: np.ndarray, decision: np.ndarray, probabilities: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What each image adds to the mean hinge loss and, where there are probabilities, to the Brier score.
+
+    The hinge loss for several classes is that of Crammer and Singer (2001), and the Brier score for two classes
+    counts one of the two alone, both as in scikit-learn.
+    """
+    rows = np.arange(len(truth))
+    if decision.shape[1] == 2:
+        hinge = 1 - np.where(truth == 1, 1, -1) * decision[:, 1]
+    else:
+        others = decision.copy()
+        others[rows, truth] = -np.inf
+        hinge = 1 - decision[rows, truth] + others.max(axis=1)
+    losses = {"hinge_loss": np.maximum(0, hinge)}
+    if probabilities is not None:
+        wanted = np.zeros(probabilities.shape)
+        wanted[rows, truth] = 1
+        squares = ((probabilities - wanted) ** 2).sum(axis=1)
+        losses["brier"] = squares / 2 if probabilities.shape[1] == 2 else squares
+    return losses
+
+
+def calibration_error(truth: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Expected calibration error of each resample.
+
+    The mean distance, over the images, between the probability of what is predicted and the share of right
+    predictions in bins of equal width (Guo et al. 2017, On calibration of modern neural networks, section 2); for two
+    classes that of the second class's probability and its share.
+
+    Parameters
+    ----------
+    truth : ndarray of shape (n,), int
+    probabilities : ndarray of shape (n, n_classes)
+    counts : ndarray of shape (n_resamples, n)
+
+    Returns
+    -------
+    ndarray of shape (n_resamples,)
+    """
+    if probabilities.shape[1] == 2:
+        confidence, right = probabilities[:, 1], truth == 1
+    else:
+        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
+    excess = np.eye(N_BINS)[bins] * (confidence - right)[:, None]
+    return np.asarray(np.abs(counts @ excess).sum(axis=1) / counts.sum(axis=1))
+
+
+class _Ranking:
+    """One class against the rest, by decreasing decision value; equal values are one step.
+
+    All sums run over the positive images alone, which are few: what lies above an image is the images up to the end of
+    its step, less the positive ones.
+    """
+
+    def __init__(self, truth: np.ndarray, values: np.ndarray) -> None:
+        self._order = np.argsort(-values, kind="stable")
+        positive = np.flatnonzero(truth[self._order])
+        rising = -values[self._order]
+        self._positive = positive
+        self._starts = np.searchsorted(rising, rising[positive], "left")
+        self._ends = np.searchsorted(rising, rising[positive], "right")
+        self._positive_starts = np.searchsorted(positive, self._starts)
+        self._positive_ends = np.searchsorted(positive, self._ends)
+
+    def metrics(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return area under the ROC curve and average precision; NaN where all or none are positive."""
+        ordered = counts[:, self._order]
+        hits = ordered[:, self._positive].astype(float)
+        images, found = _cumulated(ordered), _cumulated(hits)
+        n_positive = found[:, -1].astype(float)
+        n_negative = images[:, -1] - n_positive
+        above = images[:, self._starts] - found[:, self._positive_starts]
+        found_by_then, images_by_then = found[:, self._positive_ends], images[:, self._ends]
+        above_or_equal = images_by_then - found_by_then
+        defined = (n_positive > 0) & (n_negative > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            below = n_negative[:, None] - (above + above_or_equal) / 2
+            auroc = (hits * below).sum(axis=1) / (n_positive * n_negative)
+            average = (hits * (found_by_then / np.maximum(images_by_then, 1))).sum(axis=1) / n_positive
+        return np.where(defined, auroc, np.nan), np.where(defined, average, np.nan)
+
+
+def _cumulated(counts: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, 2, ... columns."""
+    sums = np.zeros((len(counts), counts.shape[1] + 1), np.int64)
+    np.cumsum(counts, axis=1, out=sums[:, 1:], dtype=np.int64)
+    return sums
+
+
+def _blocks(counts: np.ndarray) -> Iterator[np.ndarray]:
+    rows = max(1, _AT_A_TIME // counts.shape[1])
+    for start in range(0, len(counts), rows):
+        yield counts[start : start + rows]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from deepfeat import bootstrap
+from deepfeat.bootstrap import (
+    N_BINS,
+    calibration_error,
+    draw_counts,
+    percentile_interval,
+    resampled_metrics,
+)
+
+
+def test_groups_are_drawn_whole_and_as_many_as_there_are():
+    groups = np.array(["b", "a", "a", "c", "b", "d"])
+    counts = draw_counts(groups, 500, seed=1)
+    assert counts.shape == (500, 6)
+    np.testing.assert_array_equal(counts[:, 0], counts[:, 4])
+    np.testing.assert_array_equal(counts[:, 1], counts[:, 2])
+    np.testing.assert_array_equal(counts[:, [0, 1, 3, 5]].sum(axis=1), 4)
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.15)
+    np.testing.assert_array_equal(counts, draw_counts(groups, 500, seed=1))
+    assert (counts != draw_counts(groups, 500, seed=2)).any()
+
+
+def test_interval_leaves_out_undefined_replicates():
+    replicates = np.column_stack([np.arange(101.0), np.full(101, np.nan)])
+    replicates[3, 0] = np.nan
+    low, high = percentile_interval(replicates, 0.9)
+    expected = np.nanquantile(replicates[:, 0], [0.05, 0.95])
+    np.testing.assert_allclose([low[0], high[0]], expected)
+    assert np.isnan([low[1], high[1]]).all()
+
+
+def macro(values, weights, truth, fill=np.nan):
+    present = np.array([weights[truth == k].sum() > 0 for k in range(len(values))])
+    return np.nanmean(np.where(np.isnan(values), fill, values)[present])
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(25))
+def test_metrics_of_a_resample_equal_those_of_scikit_learn_with_sample_weights(seed, n_classes):
+    rng = np.random.default_rng(seed)
+    n_images = int(rng.integers(12, 70))
+    truth, guess = rng.integers(n_classes, size=(2, n_images))
+    decision = rng.normal(size=(n_images, n_classes)).round(1)
+    if n_classes == 2:
+        decision[:, 0] = -decision[:, 1]
+    probabilities = rng.dirichlet(np.ones(n_classes), n_images)
+    counts = draw_counts(rng.integers(n_images // 2, size=n_images), 70, seed)
+    overall, per_class = resampled_metrics(truth, guess, decision, counts, 1, probabilities)
+    for row in (0, 35, 69):
+        weights = counts[row].astype(float)
+        found = overall.iloc[row]
+        options = {"sample_weight": weights, "labels": np.arange(n_classes), "zero_division": np.nan}
+        precision, recall, f1, support = sk.precision_recall_fscore_support(truth, guess, **options)
+        for name, values in {"precision": precision, "recall": recall, "f1": f1}.items():
+            known = (support > 0) if name != "precision" else ~np.isnan(values)
+            np.testing.assert_allclose(per_class[name][row][known], values[known], atol=1e-6)
+        assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess, sample_weight=weights))
+        assert found["balanced_accuracy"] == pytest.approx(macro(recall, weights, truth))
+        assert found["f1_macro"] == pytest.approx(macro(f1, weights, truth))
+        assert found["precision_macro"] == pytest.approx(macro(precision, weights, truth, 0))
+        assert found["recall"] == pytest.approx(recall[1], nan_ok=True)
+        shown = decision[:, 1] if n_classes == 2 else decision
+        hinge = sk.hinge_loss(truth, shown, sample_weight=weights, labels=np.arange(n_classes))
+        assert found["hinge_loss"] == pytest.approx(hinge)
+        for k in range(n_classes):
+            if 0 < weights[truth == k].sum() < weights.sum():
+                auroc = sk.roc_auc_score(truth == k, decision[:, k], sample_weight=weights)
+                average = sk.average_precision_score(truth == k, decision[:, k], sample_weight=weights)
+                assert per_class["auroc"][row, k] == pytest.approx(auroc)
+                assert per_class["average_precision"][row, k] == pytest.approx(average)
+            else:
+                assert np.isnan(per_class["auroc"][row, k])
+        if n_classes == 2:
+            brier = sk.brier_score_loss(truth, probabilities[:, 1], sample_weight=weights)
+        else:
+            squares = ((probabilities - np.eye(n_classes)[truth]) ** 2).sum(axis=1)
+            brier = np.average(squares, weights=weights)
+        assert found["brier"] == pytest.approx(brier)
+
+
+def test_blocks_of_resamples_do_not_show(monkeypatch):
+    rng = np.random.default_rng(0)
+    truth, guess = rng.integers(3, size=(2, 40))
+    decision, counts = rng.normal(size=(40, 3)), draw_counts(np.arange(40) // 2, 50)
+    whole, classes = resampled_metrics(truth, guess, decision, counts)
+    monkeypatch.setattr(bootstrap, "_AT_A_TIME", 300)
+    parts, classes_in_parts = resampled_metrics(truth, guess, decision, counts)
+    np.testing.assert_allclose(whole, parts, rtol=1e-12)
+    np.testing.assert_array_equal(classes["auroc"], classes_in_parts["auroc"])
+
+
+def test_calibration_error_by_hand():
+    # Two bins: 0.9 said and 2 of 3 right; 0.5 said and 0 of 1 right.
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.05, 0.9, 0.05], [0.9, 0.0, 0.1], [0.2, 0.3, 0.5]])
+    truth = np.array([0, 1, 2, 0])
+    once = calibration_error(truth, probabilities, np.ones((1, 4)))
+    assert once == pytest.approx((3 * abs(0.9 - 2 / 3) + 0.5) / 4)
+    twice = calibration_error(truth, probabilities, np.array([[1, 1, 1, 2]]))
+    assert twice == pytest.approx((3 * abs(0.9 - 2 / 3) + 2 * 0.5) / 5)
+
+
+def test_calibration_error_of_two_classes_is_that_of_the_second():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.0, 1.0]])
+    found = calibration_error(np.array([0, 1, 1]), probabilities, np.ones((1, 3)))
+    assert found == pytest.approx(2 * abs(0.1 - 0.5) / 3)
+    assert N_BINS == 15
