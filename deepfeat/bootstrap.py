@@ -23,7 +23,7 @@ N_BINS = 15
 PER_CLASS = ("precision", "recall", "f1", "specificity", "auroc", "average_precision")
 
 
-def draw_counts(groups: Sequence[Any], n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def draw_counts(groups: Sequence[Any] | np.ndarray, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
     """Draw groups with replacement.
 
     Parameters

@@ -346,7 +346,7 @@ def test_missing_convergence_is_flagged(monkeypatch):
     def impatient(*args):
         return original(*args).set_params(svm__max_iter=1, svm__loss="hinge", svm__dual=True)
 
-    monkeypatch.setattr("deepfeat.svm.experiment.make_pipeline", impatient)
+    monkeypatch.setattr("deepfeat.svm.procedure.make_pipeline", impatient)
     result = deepfeat.fit_svm((X * 100, y), param_grid={"C": [1e4]}, test=None, loss="hinge", engine="sklearn")
     assert result.cv_results["converged"].tolist() == [False]
     assert any("did not converge" in note for note in result.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,26 +11,18 @@ import pandas as pd
 from sklearn.svm import SVC, LinearSVC
 
 from deepfeat.errors import DataError, UsageError
-from deepfeat.evaluation import class_scores, evaluate
+from deepfeat.evaluation import Evaluation, evaluate
 from deepfeat.fusion import FUSIONS, VIEW_RULES
-from deepfeat.splits import hold_out, make_folds
+from deepfeat.operating_points import Wish, read_wish
+from deepfeat.splits import Fold, hold_out, make_folds
+from deepfeat.svm.calibration import METHODS
 from deepfeat.svm.guard import describe_seen, refuse_seen
-from deepfeat.svm.resources import Resources, check_memory, take_products
+from deepfeat.svm.procedure import Learned, Outcome, Procedure
+from deepfeat.svm.record import describe_fit
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Samples, binarise, load_samples
-from deepfeat.svm.search import (
-    CLASSIFIERS,
-    LOSSES,
-    PARAMETERS,
-    Search,
-    check_class_weights,
-    exact_search,
-    grid_search,
-    make_grid,
-    make_pipeline,
-    make_svm,
-)
-from deepfeat.svm.selection import choose_blocks, is_choice
+from deepfeat.svm.search import CLASSIFIERS, LOSSES, PARAMETERS, check_class_weights, make_svm
+from deepfeat.svm.selection import is_choice
 
 #: What does the work: the engine for the kind of SVM, or scikit-learn.
 ENGINES = ("auto", "sklearn")
@@ -51,6 +44,9 @@ def fit_svm(
     labels: pd.Series | Mapping[str, str | None] | None = None,
     test: str | float | None = "split",
     cv: Any = 5,
+    nested: bool = False,
+    calibrate: bool | str = False,
+    threshold: str | float | None = None,
     scoring: Any = "balanced_accuracy",
     engine: str = "auto",
     refit: str = "auto",
@@ -103,6 +99,16 @@ def fit_svm(
         no test, and the out-of-fold predictions are scored.
     cv : int, splitter, or iterable of (train, test)
         Folds for choosing parameters; stratified, and grouped where images have groups.
+    nested : bool
+        Also repeat the whole choice, of parameters, blocks, calibration and threshold, on the training part of each
+        fold, and score it on the rest (Varma and Simon 2006): an estimate that no choice has made optimistic, at the
+        cost of as many searches as there are folds. Without test images it is the result's ``metrics``.
+    calibrate : {False, True, "sigmoid", "isotonic"}
+        Whether decision values also become probabilities, fitted on out-of-fold decision values; True is "sigmoid".
+    threshold : str or float, optional
+        With ``positive``: the decision value from which on images are positive, or a wish by which it is chosen on the
+        out-of-fold decision values: "recall>=0.9", "specificity>=0.9", "precision>=0.5", "f1", "balanced_accuracy" or
+        "accuracy"; see `deepfeat.operating_points.choose_threshold`.
     scoring : str or callable
         Any scorer of scikit-learn.
     engine : {"auto", "sklearn"}
@@ -137,7 +143,12 @@ def fit_svm(
     Notes
     -----
     The cross-validated score of the chosen parameters is optimistic, since they
-    were chosen by it; so are the out-of-fold metrics, slightly. A test is not.
+    were chosen by it; so are the out-of-fold metrics, slightly. A test is not, and a nested estimate is not.
+
+    References
+    ----------
+    Varma and Simon (2006), Bias in error estimation when using cross-validation for model selection, BMC
+    Bioinformatics 7:91.
 
     Examples
     --------
@@ -149,6 +160,7 @@ def fit_svm(
     >>> bool(result.metrics.value["accuracy"] > 0.9)
     True
     """
+    started, settings = time.perf_counter(), {name: value for name, value in locals().items() if name != "features"}
     _check_choices(
         fusion=(fusion, FUSIONS),
         views=(views, VIEW_RULES),
@@ -157,72 +169,151 @@ def fit_svm(
         classifier=(classifier, CLASSIFIERS),
         engine=(engine, ENGINES),
         refit=(refit, ENGINES),
+        calibrate=(calibrate, (False, True, *METHODS)),
     )
+    wish = _read_threshold(threshold, positive)
     svm = make_svm(kernel, loss, classifier, seed)
     samples = load_samples(features, None if is_choice(backbones) else backbones, labels, views=views is not None)
+    _refuse_average(samples, fusion)
+    if positive is not None:
+        samples = binarise(samples, positive)
+    classes = np.unique(samples.target).tolist() if positive is None else [f"not {positive}", positive]
+    train, held_out = _train_and_test(samples, test, seed)
+    y = samples.target[train]
+    folds = make_folds(y, samples.sets[train], cv, seed)
+    refuse_seen(samples, held_out if len(held_out) else train[np.unique(np.concatenate([rows for _, rows in folds]))])
+    weights = _by_target(class_weight, classes, positive)
+    check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
+    procedure = Procedure(
+        svm=svm,
+        kernel=kernel,
+        fusion=fusion,
+        views=views,
+        backbones=backbones,
+        param_grid=param_grid,
+        class_weight=weights,
+        scoring=scoring,
+        engine=engine,
+        refit=refit,
+        max_memory=max_memory,
+        n_jobs=n_jobs,
+        calibrate="sigmoid" if calibrate is True else calibrate or None,
+        threshold=wish,
+    )
+    learned = procedure.learn(samples, train, folds)
+    outcome, estimate = learned.out_of_fold, None
+    if nested:
+        outcome, choices = _repeat_in_folds(procedure, samples, train, folds, cv, seed)
+    tables = [_predictions(learned.samples, train, outcome, classes, positive)]
+    if len(held_out):
+        tables.append(_predictions(samples, held_out, learned.predict(held_out, "test"), classes, positive))
+    predictions = pd.concat(tables)
+    if nested:
+        plain = _predictions(learned.samples, train, learned.out_of_fold, classes, positive)
+        estimate = _with_optimism(predictions, plain, classes, positive)
+    evaluated_on = "test" if len(held_out) else "nested" if nested else "out-of-fold"
+    evaluation = _evaluate(predictions, classes, positive, evaluated_on)
+    return SVMResult(
+        pipeline=learned.search.pipeline,
+        best_params=learned.search.best_params,
+        cv_results=learned.search.cv_results,
+        metrics=evaluation.metrics,
+        per_class=evaluation.per_class,
+        confusion=evaluation.confusion,
+        predictions=predictions,
+        classes=classes,
+        positive=positive,
+        blocks=learned.samples.blocks,
+        views=samples.views,
+        evaluated_on=evaluated_on,
+        scoring=str(scoring),
+        subsets=learned.tried,
+        nested=estimate,
+        nested_choices=choices if nested else None,
+        calibrator=learned.calibrator,
+        threshold=learned.threshold,
+        wish=str(wish) if isinstance(wish, Wish) else None,
+        engine="sklearn" if engine == "sklearn" else _ENGINE_NAMES[type(svm)],
+        warnings=[*samples.notes, *describe_seen(samples, train), *_doubts(learned.search.cv_results)],
+        provenance=describe_fit(samples, learned.samples.blocks, train, folds, settings, time.perf_counter() - started),
+    )
+
+
+def _repeat_in_folds(
+    procedure: Procedure, samples: Samples, train: np.ndarray, folds: Sequence[Fold], cv: Any, seed: int
+) -> tuple[Outcome, pd.DataFrame]:
+    """Learn on the training part of each fold and predict its test part."""
+    if not (isinstance(cv, int) or hasattr(cv, "split")):
+        raise UsageError("nested=True makes folds of the training part of each fold: pass cv as a number or a splitter")
+    n_classes = len(np.unique(samples.target))
+    predicted = np.empty(len(train), samples.target.dtype)
+    decision = np.full((len(train), n_classes), np.nan)
+    chances = None if procedure.calibrate is None else decision.copy()
+    fold = np.full(len(train), -1, object)
+    choices = []
+    for number, (inner, outer) in enumerate(folds):
+        rows = train[inner]
+        learned = procedure.learn(samples, rows, make_folds(samples.target[rows], samples.sets[rows], cv, seed))
+        found = learned.predict(train[outer], number)
+        predicted[outer], decision[outer], fold[outer] = found.predicted, found.decision, number
+        if chances is not None:
+            chances[outer] = found.probabilities
+        choices.append(_describe_choice(learned))
+    return Outcome(predicted, decision, chances, fold), pd.DataFrame(choices).rename_axis("fold")
+
+
+def _describe_choice(learned: Learned) -> dict[str, Any]:
+    best = learned.search.cv_results.loc[learned.search.cv_results["rank"].idxmin()]
+    return {
+        **learned.search.best_params,
+        "blocks": " + ".join(learned.samples.blocks),
+        "threshold": learned.threshold,
+        "inner_score": best["mean"],
+        "converged": best["converged"],
+    }
+
+
+def _with_optimism(predictions: pd.DataFrame, plain: pd.DataFrame, classes: list[Any], positive: Any) -> pd.DataFrame:
+    """Metrics of the nested predictions beside those of the plain ones."""
+    table = _evaluate(predictions, classes, positive, "nested").metrics
+    table["plain"] = _evaluate(plain, classes, positive, "out-of-fold", n_resamples=0).metrics["value"]
+    table["optimism"] = table["plain"] - table["value"]
+    return table
+
+
+def _evaluate(
+    predictions: pd.DataFrame, classes: list[Any], positive: Any, evaluated_on: str, n_resamples: int = 1000
+) -> Evaluation:
+    tested = predictions["fold"] == "test"
+    scored = predictions[tested if evaluated_on == "test" else ~tested & (predictions["fold"] != -1)]
+    chances = [f"probability {name}" for name in classes]
+    return evaluate(
+        scored["label"].tolist(),
+        scored["predicted"].tolist(),
+        scored[classes].to_numpy(float),
+        classes,
+        positive,
+        groups=scored["group"].to_numpy(),
+        probabilities=scored[chances].to_numpy(float) if chances[0] in scored else None,
+        n_resamples=n_resamples,
+    )
+
+
+def _read_threshold(threshold: Any, positive: Any) -> Wish | float | None:
+    wish = read_wish(threshold)
+    if wish is not None and positive is None:
+        msg = f"threshold is {threshold!r}, which needs one class to be the positive one: pass positive="
+        raise UsageError(msg)
+    return wish
+
+
+def _refuse_average(samples: Samples, fusion: str) -> None:
     if fusion == "average" and not samples.averageable:
         msg = (
             f"fusion='average' is not defined for {' and '.join(samples.blocks)}, "
             "which are different embedding spaces: use 'concat', 'late', or 'aligned'"
         )
         raise UsageError(msg)
-    classes: list[Any] = sorted(set(samples.y), key=str)
-    if positive is not None:
-        samples, classes = binarise(samples, positive), [f"not {positive}", positive]
-    train, held_out = _train_and_test(samples, test, seed)
-    X, y = samples.X[train], _plain(samples.y)[train]
-    folds = make_folds(y, samples.sets[train], cv, seed)
-    refuse_seen(samples, held_out if len(held_out) else train[np.unique(np.concatenate([rows for _, rows in folds]))])
-    weights = _by_target(class_weight, classes, positive)
-    check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
-
-    def search(chosen: Samples, rows: np.ndarray) -> Search:
-        widths = list(chosen.blocks.values())
-        grid = make_grid(kernel, param_grid, weights, sum(widths))
-        pipeline = make_pipeline(svm, fusion, widths, len(chosen.views), views)
-        if engine == "sklearn":
-            return grid_search(pipeline, grid, rows, y, folds, scoring, n_jobs)
-        use = Resources(take_products(max_memory), widths, n_jobs)
-        extend = isinstance(param_grid, str)
-        return exact_search(pipeline, grid, rows, y, folds, scoring, use, extend=extend, refit=refit)
-
-    if engine != "sklearn":
-        stacked = len(samples.views) if views in ("augment", "vote") else 1
-        columns = X.shape[1] // len(samples.views)
-        check_memory(svm, len(y) * stacked, columns, X.dtype.itemsize, max_memory)
-    tried = None
-    if isinstance(backbones, str) and is_choice(backbones):
-        samples, found, tried = choose_blocks(samples, backbones, train, search)
-    else:
-        found = search(samples, X)
-    fitted = found.pipeline
-    predictions = _predictions(samples, train, found.out_of_fold, classes, positive)
-    if len(held_out):
-        values = class_scores(fitted.decision_function(samples.X[held_out]))
-        tested = fitted.predict(samples.X[held_out]), values, np.full(len(held_out), "test", object)
-        predictions = pd.concat([predictions, _predictions(samples, held_out, tested, classes, positive)])
-    evaluated_on = "test" if len(held_out) else "out-of-fold"
-    scored = predictions[predictions["fold"] == "test"] if len(held_out) else predictions[predictions["fold"] != -1]
-    evaluation = evaluate(
-        scored["label"].tolist(), scored["predicted"].tolist(), scored[classes].to_numpy(float), classes, positive
-    )
-    return SVMResult(
-        pipeline=fitted,
-        best_params=found.best_params,
-        cv_results=found.cv_results,
-        metrics=evaluation.metrics,
-        per_class=evaluation.per_class,
-        confusion=evaluation.confusion,
-        predictions=predictions,
-        classes=classes,
-        blocks=samples.blocks,
-        views=samples.views,
-        evaluated_on=evaluated_on,
-        scoring=str(scoring),
-        subsets=tried,
-        engine="sklearn" if engine == "sklearn" else _ENGINE_NAMES[type(svm)],
-        warnings=[*samples.notes, *describe_seen(samples, train), *_doubts(found.cv_results)],
-    )
 
 
 def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
@@ -237,7 +328,7 @@ def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray,
     if test is None:
         return everything, everything[:0]
     if isinstance(test, float):
-        return hold_out(_plain(samples.y), samples.sets.tolist(), test, seed)
+        return hold_out(samples.target, samples.sets.tolist(), test, seed)
     if test != "split":
         msg = f"test is {test!r}: use 'split', a share such as 0.2, or None"
         raise UsageError(msg)
@@ -256,11 +347,6 @@ def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray,
     return train, held_out
 
 
-def _plain(y: np.ndarray) -> np.ndarray:
-    """Labels in an array of their own type, as scikit-learn wants them."""
-    return np.array(y.tolist())
-
-
 def _by_target(class_weight: Any, classes: list[Any], positive: str | None) -> Any:
     """Translate the names of the two classes of a one-against-the-rest problem to False and True."""
     if positive is None:
@@ -274,22 +360,22 @@ def _by_target(class_weight: Any, classes: list[Any], positive: str | None) -> A
 
 
 def _predictions(
-    samples: Samples, rows: np.ndarray, outcome: tuple[np.ndarray, ...], classes: list[Any], positive: str | None
+    samples: Samples, rows: np.ndarray, outcome: Outcome, classes: list[Any], positive: str | None
 ) -> pd.DataFrame:
-    predicted, decision, fold = outcome
-    labels = samples.y[rows]
+    labels, predicted = samples.y[rows], outcome.predicted
     if positive is not None:
-        labels, predicted = (
-            np.array(classes, object)[labels.astype(int)],
-            np.array(classes, object)[predicted.astype(int)],
-        )
+        names = np.array(classes, object)
+        labels, predicted = names[labels.astype(int)], names[predicted.astype(int)]
     table = pd.DataFrame(
         {"label": labels, "predicted": predicted},
         index=pd.Index(samples.ids[rows], dtype=object, name="image_id"),
         dtype=object,
     )
-    table[classes] = decision
-    table["fold"] = fold.astype(object)
+    table[classes] = outcome.decision
+    if outcome.probabilities is not None:
+        table[[f"probability {name}" for name in classes]] = outcome.probabilities
+    table["group"] = samples.sets[rows]
+    table["fold"] = outcome.fold
     return table
 
 

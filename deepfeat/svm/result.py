@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.pipeline import Pipeline
+
+from deepfeat.bootstrap import PER_CLASS
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,21 +26,27 @@ class SVMResult:
         One row per candidate: parameters, mean, std, each fold, converged, gap (largest duality gap over objective; NaN
         where the engine does not tell), at_edge, rank.
     metrics : pandas.DataFrame
-        Indexed by metric, column ``value``; of the test rows where there are any, else of the out-of-fold predictions.
+        Indexed by metric: value, and low and high, the ends of its 95 % interval; of the test rows where there are any,
+        else of the nested predictions, else of the out-of-fold ones.
     per_class : pandas.DataFrame
-        Indexed by class: precision, recall, f1, specificity, auroc, average_precision, support.
+        Indexed by class: precision, recall, f1, specificity, auroc, average_precision, support; and precision_low,
+        precision_high and so on, the ends of the intervals.
     confusion : pandas.DataFrame
         Rows are true classes, columns predicted ones.
     predictions : pandas.DataFrame
-        Indexed by image id: label, predicted, one decision value per class, and the fold number or "test".
+        Indexed by image id: label, predicted, one decision value per class, with calibration one "probability CLASS"
+        per class, the number of the group of images that stay together, and the fold number or "test". Those of
+        training rows are out-of-fold or, with ``nested=True``, of the outer folds.
     classes : list
         With ``positive``, the two are "not <positive>" and <positive>, and the pipeline predicts False and True.
+    positive : label or None
+        The class that was set against all others.
     blocks : dict of str to int
         Name and width of each feature block, in the order of the pipeline's columns.
     views : tuple of str
         The pipeline takes the blocks of the first view, then those of the second, and so on.
     evaluated_on : str
-        "test" or "out-of-fold".
+        "test", "nested" or "out-of-fold".
     scoring : str
         What was maximised to choose the parameters.
     engine : str
@@ -46,6 +55,19 @@ class SVMResult:
         What a reader of the numbers should know.
     subsets : pandas.DataFrame or None
         Where blocks were chosen, one row for each set of blocks that was tried: blocks, mean, std, best_params.
+    nested : pandas.DataFrame or None
+        Indexed by metric: the nested estimate as value, low and high; plain, the out-of-fold metric at the chosen
+        parameters; and optimism, the difference.
+    nested_choices : pandas.DataFrame or None
+        One row for each outer fold: what was chosen in it.
+    calibrator : CalibratedClassifierCV or None
+        From decision values to probabilities, see `deepfeat.svm.calibration.probabilities`.
+    threshold : float or None
+        With a threshold, the positive class is predicted from this decision value on, which the pipeline does not know.
+    wish : str or None
+        By which the threshold was chosen.
+    provenance : dict
+        What the numbers came from: versions, store, blocks, digests of rows and folds, arguments, seconds.
     """
 
     pipeline: Pipeline
@@ -63,6 +85,13 @@ class SVMResult:
     engine: str
     warnings: list[str]
     subsets: pd.DataFrame | None = None
+    positive: Any = None
+    nested: pd.DataFrame | None = None
+    nested_choices: pd.DataFrame | None = None
+    calibrator: CalibratedClassifierCV | None = None
+    threshold: float | None = None
+    wish: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<SVMResult on {', '.join(self.blocks)}: {self._headline()}>"
@@ -77,14 +106,23 @@ class SVMResult:
             f"chosen     {params}; {self.scoring} {best['mean']:.3f} ± {best['std']:.3f} in cross-validation",
             f"scores     on {self._evaluated_rows()} {self.evaluated_on} images",
             "",
-            self.metrics.to_string(header=False, float_format="{:.3f}".format, index_names=False),
+            *self._shown_threshold(),
+            _with_intervals(self.metrics).to_string(header=False, index_names=False),
             "",
-            self.per_class.to_string(float_format="{:.3f}".format),
+            self.per_class[[*PER_CLASS, "support"]].to_string(float_format="{:.3f}".format),
         ]
+        if self.nested is not None:
+            lines += ["", "nested estimate", *_shown_nested(self.nested)]
         if self.subsets is not None:
             tried = self.subsets[["blocks", "mean", "std"]]
             lines += ["", "blocks tried", tried.to_string(index=False, float_format="{:.3f}".format)]
         return "\n".join([*lines, *(["", *(f"note: {note}" for note in self.warnings)] if self.warnings else [])])
+
+    def _shown_threshold(self) -> list[str]:
+        if self.threshold is None:
+            return []
+        wished = f", chosen for {self.wish}" if self.wish else ""
+        return [f"threshold  {self.threshold:.4g} on the decision value of {self.positive}{wished}", ""]
 
     def _shown_views(self) -> str:
         return f", of the views {', '.join(self.views)}" if len(self.views) > 1 else ""
@@ -99,3 +137,17 @@ class SVMResult:
             f"accuracy {values['accuracy']:.3f}, balanced accuracy {values['balanced_accuracy']:.3f}, "
             f"{self.evaluated_on} ({self._evaluated_rows()} images)"
         )
+
+
+def _with_intervals(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Values and 95 % intervals as text."""
+    shown = metrics[["value"]].map("{:.3f}".format)
+    shown["95 % interval"] = [f"{row.low:.3f} to {row.high:.3f}" for row in metrics.itertuples()]
+    return shown
+
+
+def _shown_nested(nested: pd.DataFrame) -> list[str]:
+    shown = _with_intervals(nested)
+    shown["plain"] = nested["plain"].map("{:.3f}".format)
+    shown["optimism"] = nested["optimism"].map("{:+.3f}".format)
+    return shown.to_string(index_names=False).split("\n")

@@ -45,6 +45,10 @@ class Samples:
         must stay together with them.
     folds : tuple of str
         The blocks that are put together of a network for each fold.
+    contents : ndarray of shape (n,), object
+        Digest of each image's file as bytes; None for plain arrays.
+    origin : dict
+        Path of the store, and for each block what the store knows of it.
     """
 
     X: np.ndarray
@@ -58,6 +62,13 @@ class Samples:
     views: tuple[str, ...] = ("original",)
     seen: Mapping[str, np.ndarray] = field(default_factory=dict)
     folds: tuple[str, ...] = ()
+    contents: np.ndarray = field(default_factory=lambda: np.empty(0, object))
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def target(self) -> np.ndarray:
+        """Labels in an array of their own type, of shape (n,), as scikit-learn wants them."""
+        return np.array(self.y.tolist())
 
     def select(self, chosen: Sequence[str]) -> Samples:
         """Return the same rows with some of the blocks, of every view."""
@@ -146,7 +157,14 @@ def _from_store(
     samples = _samples(X, rows, sets, widths, one_space([source.spec for source in first]), notes)
     seen = {name: source.seen(store, tied)[keep] for name, source in named.items() if source.is_tuned}
     folds = tuple(name for name, source in named.items() if source.is_folds)
-    return replace(samples, views=tuple(by_view), seen=seen, folds=folds)
+    origin = {"store": str(store.path), "blocks": {name: _describe(source) for name, source in named.items()}}
+    contents = digests[keep]
+    return replace(samples, views=tuple(by_view), seen=seen, folds=folds, contents=contents, origin=origin)
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    keys = [block.key for block in source.members]
+    return {"key": keys[0], "keys": keys, "dim": source.dim, "spec": dict(source.spec), "trained": source.is_tuned}
 
 
 def _tie(store: FeatureStore, sources: Sequence[Source], digests: np.ndarray) -> np.ndarray:

@@ -1,0 +1,163 @@
+"""Everything that training rows decide, in one piece, so that it can be repeated on any part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.svm import SVC, LinearSVC
+
+from deepfeat.errors import DataError
+from deepfeat.evaluation import class_scores
+from deepfeat.operating_points import Wish, choose_threshold
+from deepfeat.splits import Fold
+from deepfeat.svm.calibration import cross_calibrate, fit_calibrator, probabilities
+from deepfeat.svm.resources import Resources, check_memory, take_products
+from deepfeat.svm.samples import Samples
+from deepfeat.svm.search import Search, exact_search, grid_search, make_grid, make_pipeline
+from deepfeat.svm.selection import choose_blocks, is_choice
+
+
+class Outcome(NamedTuple):
+    """What a classifier says of some rows.
+
+    Attributes
+    ----------
+    predicted : ndarray of shape (n,)
+    decision : ndarray of shape (n, n_classes)
+    probabilities : ndarray of shape (n, n_classes) or None
+    fold : ndarray of shape (n,), object
+        Number of the fold that tested the row, -1 for none, or "test".
+    """
+
+    predicted: np.ndarray
+    decision: np.ndarray
+    probabilities: np.ndarray | None
+    fold: np.ndarray
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training rows decided.
+
+    Attributes
+    ----------
+    samples : Samples
+        All rows, with the chosen blocks alone.
+    search : Search
+    tried : pandas.DataFrame or None
+        Where blocks were chosen, the sets of blocks.
+    calibrator : CalibratedClassifierCV or None
+    threshold : float or None
+        The second class is predicted from this decision value on.
+    out_of_fold : Outcome
+        Of the training rows. Each fold's threshold and calibrator are of the other folds.
+    """
+
+    samples: Samples
+    search: Search
+    tried: pd.DataFrame | None
+    calibrator: CalibratedClassifierCV | None
+    threshold: float | None
+    out_of_fold: Outcome
+
+    def predict(self, rows: np.ndarray, fold: Any) -> Outcome:
+        """Apply the fitted classifier to rows that it was not fitted on."""
+        X = self.samples.X[rows]
+        decision = class_scores(self.search.pipeline.decision_function(X))
+        predicted = self.search.pipeline.predict(X) if self.threshold is None else decision[:, 1] >= self.threshold
+        chances = None if self.calibrator is None else probabilities(self.calibrator, decision)
+        return Outcome(predicted, decision, chances, np.full(len(rows), fold, object))
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """How parameters, blocks, calibration and threshold are chosen; see `deepfeat.fit_svm` for the parts."""
+
+    svm: LinearSVC | SVC
+    kernel: str
+    fusion: str
+    views: str | None
+    backbones: Any
+    param_grid: Any
+    class_weight: Any
+    scoring: Any
+    engine: str
+    refit: str
+    max_memory: float | None
+    n_jobs: int | None
+    calibrate: str | None
+    threshold: Wish | float | None
+
+    def learn(self, samples: Samples, rows: np.ndarray, folds: Sequence[Fold]) -> Learned:
+        """Choose and fit on some rows.
+
+        Parameters
+        ----------
+        samples : Samples
+            All rows, of which no others than ``rows`` are looked at.
+        rows : ndarray of int
+        folds : sequence of (train, test)
+            Numbers within ``rows``.
+        """
+        y = samples.target[rows]
+        self._check_memory(samples, len(rows))
+
+        def search(chosen: Samples, X: np.ndarray) -> Search:
+            return self._search(chosen, X, y, folds)
+
+        tried = None
+        if is_choice(self.backbones):
+            samples, found, tried = choose_blocks(samples, self.backbones, rows, search)
+        else:
+            found = search(samples, samples.X[rows])
+        predicted, decision, fold = found.out_of_fold
+        tested = fold >= 0
+        self._check_folds(fold[tested])
+        chances = calibrator = None
+        if self.calibrate is not None:
+            calibrator = fit_calibrator(decision[tested], y[tested], self.calibrate)
+            chances = np.full(decision.shape, np.nan)
+            chances[tested] = cross_calibrate(decision[tested], y[tested], fold[tested], self.calibrate)
+        if self.threshold is not None:
+            predicted = predicted.copy()
+            predicted[tested] = self._decide(decision[tested, 1], y[tested], fold[tested])
+        outcome = Outcome(predicted, decision, chances, fold.astype(object))
+        threshold = self._choose(y[tested], decision[tested, 1])
+        return Learned(samples, found, tried, calibrator, threshold, outcome)
+
+    def _search(self, samples: Samples, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold]) -> Search:
+        widths = list(samples.blocks.values())
+        grid = make_grid(self.kernel, self.param_grid, self.class_weight, sum(widths))
+        pipeline = make_pipeline(self.svm, self.fusion, widths, len(samples.views), self.views)
+        if self.engine == "sklearn":
+            return grid_search(pipeline, grid, X, y, folds, self.scoring, self.n_jobs)
+        use = Resources(take_products(self.max_memory), widths, self.n_jobs)
+        extend = isinstance(self.param_grid, str)
+        return exact_search(pipeline, grid, X, y, folds, self.scoring, use, extend=extend, refit=self.refit)
+
+    def _check_memory(self, samples: Samples, n_rows: int) -> None:
+        if self.engine != "sklearn":
+            stacked = len(samples.views) if self.views in ("augment", "vote") else 1
+            columns = samples.X.shape[1] // len(samples.views)
+            check_memory(self.svm, n_rows * stacked, columns, samples.X.dtype.itemsize, self.max_memory)
+
+    def _check_folds(self, fold: np.ndarray) -> None:
+        if len(np.unique(fold)) < 2 and (self.calibrate is not None or isinstance(self.threshold, Wish)):
+            raise DataError("calibration and a threshold's wish need two folds or more: cv gives one")
+
+    def _choose(self, y: np.ndarray, values: np.ndarray) -> float | None:
+        return choose_threshold(y, values, self.threshold) if isinstance(self.threshold, Wish) else self.threshold
+
+    def _decide(self, values: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        """Predict each fold by a threshold of the other folds."""
+        predicted = np.empty(len(y), bool)
+        for number in np.unique(fold):
+            inside = fold == number
+            threshold = self._choose(y[~inside], values[~inside])
+            predicted[inside] = values[inside] >= threshold
+        return predicted
