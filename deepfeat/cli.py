@@ -108,6 +108,9 @@ def fit(arguments: argparse.Namespace) -> None:
         positive=arguments.positive,
         test=_test(arguments.test),
         cv=arguments.cv,
+        nested=arguments.nested,
+        calibrate=arguments.calibrate or False,
+        threshold=None if arguments.threshold is None else _number_or_name(arguments.threshold),
         scoring=arguments.scoring,
         engine=arguments.engine,
         max_memory=None if arguments.max_memory is None else arguments.max_memory * 1e9,
@@ -124,7 +127,9 @@ def fit(arguments: argparse.Namespace) -> None:
         "engine": result.engine,
         "best_params": result.best_params,
         "evaluated_on": result.evaluated_on,
-        "metrics": result.metrics["value"].to_dict(),
+        "metrics": result.metrics.to_dict("index"),
+        "nested": None if result.nested is None else result.nested.to_dict("index"),
+        "threshold": result.threshold,
         "per_class": result.per_class.to_dict("index"),
         "confusion": result.confusion.to_dict("index"),
         "cv_results": result.cv_results.to_dict("records"),
@@ -387,6 +392,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-memory", type=float, metavar="GB", help="(default: half of the machine's)")
     command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
+    command.add_argument(
+        "--calibrate", choices=("sigmoid", "isotonic"), help="decision values to probabilities by this"
+    )
+    command.add_argument("--threshold", help="with --positive: 'recall>=0.9', 'f1', …, or a decision value")
     command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
     command.add_argument("--json", action="store_true")
 

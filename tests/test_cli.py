@@ -72,9 +72,20 @@ def test_fit_json_is_what_the_library_returns(cache, capsys):
         cache, param_grid={"C": [0.001, 0.01]}, positive="dark", test=0.25, class_weight=[None, "balanced"]
     )
     assert record["best_params"] == result.best_params
-    assert record["metrics"] == pytest.approx(result.metrics["value"].to_dict())
+    found = {metric: row["value"] for metric, row in record["metrics"].items()}
+    assert found == pytest.approx(result.metrics["value"].to_dict())
+    assert record["metrics"]["accuracy"]["low"] == pytest.approx(result.metrics.low["accuracy"])
     assert len(record["cv_results"]) == 4
     assert record["confusion"] == result.confusion.to_dict("index")
+
+
+def test_fit_nested_calibrated_with_a_threshold(cache, capsys):
+    command = ["fit", str(cache), "--C", "0.001", "0.01", "--positive", "dark", "--test", "none", "--cv", "3"]
+    assert main([*command, "--nested", "--calibrate", "sigmoid", "--threshold", "recall>=0.8", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["evaluated_on"] == "nested"
+    assert set(record["nested"]["brier"]) == {"value", "low", "high", "plain", "optimism"}
+    assert isinstance(record["threshold"], float)
 
 
 def test_extract_with_a_label_file(folder, tmp_path, capsys):

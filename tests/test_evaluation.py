@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn import metrics as sk
 
 from deepfeat.evaluation import class_scores, evaluate
@@ -26,7 +27,7 @@ def named(codes, classes):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 8])
-@pytest.mark.parametrize("seed", range(70))
+@pytest.mark.parametrize("seed", range(160))
 def test_metrics_equal_those_of_scikit_learn(seed, n_classes):
     classes, truth, guess, decision = random_case(seed, n_classes)
     found = evaluate(named(truth, classes), named(guess, classes), decision, classes, n_resamples=0)
@@ -86,6 +87,32 @@ def test_positive_class_is_reported_beside_the_averages(seed):
         "average_precision": sk.average_precision_score(truth, decision[:, 1]),
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+
+
+def test_interval_of_repeated_images_is_that_of_the_groups():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(2, size=150)
+    decision = class_scores(rng.normal(size=150) + truth)
+    guess = decision.argmax(axis=1)
+    once = evaluate(truth, guess, decision, [0, 1])
+    four = [np.repeat(values, 4, axis=0) for values in (truth, guess, decision)]
+    grouped = evaluate(*four, [0, 1], groups=np.arange(600) // 4)
+    naive = evaluate(*four, [0, 1])
+    for metric in ("accuracy", "balanced_accuracy", "auroc_macro"):
+        widths = [float(e.metrics.high[metric] - e.metrics.low[metric]) for e in (once, grouped, naive)]
+        assert widths[0] == pytest.approx(widths[1])
+        assert widths[2] == pytest.approx(widths[0] / 2, rel=0.2)
+    np.testing.assert_allclose(once.per_class["recall_low"], grouped.per_class["recall_low"])
+
+
+def test_interval_of_an_accuracy_is_that_of_the_binomial_distribution():
+    truth = np.zeros(400, int)
+    guess = (np.arange(400) < 100).astype(int)
+    found = evaluate(truth, guess, class_scores(np.where(guess, 1.0, -1.0)), [0, 1], n_resamples=4000)
+    low, high = binom.ppf([0.025, 0.975], 400, 0.75) / 400
+    assert found.metrics.low["accuracy"] == pytest.approx(low, abs=0.004)
+    assert found.metrics.high["accuracy"] == pytest.approx(high, abs=0.004)
+    assert np.isnan(found.metrics.low["auroc_macro"])
 
 
 def test_class_scores_of_a_binary_decision_are_two_columns():

@@ -94,15 +94,15 @@ def cross_calibrate(decision: np.ndarray, y: np.ndarray, fold: np.ndarray, metho
     Raises
     ------
     DataError
-        If the other folds lack a class.
+        If the other folds have fewer than two images of a class.
     """
     found = np.empty(decision.shape)
-    n_classes = len(np.unique(y))
     for number in np.unique(fold):
         inside = fold == number
-        if len(np.unique(y[~inside])) < n_classes:
-            msg = f"the folds other than fold {number} lack a class: calibration needs two folds with every class"
-            raise DataError(msg)
+        for label in np.unique(y):
+            if (y[~inside] == label).sum() < 2:
+                msg = f"fewer than two images of {str(label)!r} are in folds other than {number}: too few to calibrate"
+                raise DataError(msg)
         found[inside] = probabilities(fit_calibrator(decision[~inside], y[~inside], method), decision[inside])
     return found
 
