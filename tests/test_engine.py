@@ -15,7 +15,7 @@ from sklearn.svm import SVC, LinearSVC
 
 import deepfeat
 from deepfeat.errors import UsageError
-from deepfeat.svm import newton, resources, systems
+from deepfeat.svm import newton, paths, resources, systems
 from deepfeat.svm.cholesky import Factor
 from deepfeat.svm.gram import Block, Products, split_columns
 from deepfeat.svm.linear_path import CONVERGED, solve_path
@@ -382,6 +382,20 @@ def test_factor_of_a_matrix_that_rounding_made_indefinite():
     x = np.ones((3, 1), np.float32)
     factor = factorise(lambda: x @ x.T - np.float32(1e-7) * np.eye(3, dtype=np.float32), 0.0)
     assert np.isfinite(factor.solve(np.ones(3))).all()
+
+
+def test_final_fit_is_left_to_scikit_learn_where_the_engine_does_not_converge(monkeypatch):
+    X, y = problem("tall")
+    solved = paths.solve_path
+
+    def unsettled(rows, *args, **options):
+        path = solved(rows, *args, **options)
+        return path if len(rows) < len(X) else path._replace(coef=0 * path.coef, gap=path.gap + 1)
+
+    monkeypatch.setattr(paths, "solve_path", unsettled)
+    found = engine_fit(X, y, 0.01, None).decision_function(X)
+    expected = engine_fit(X, y, 0.01, None, refit="sklearn").decision_function(X)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_direction_of_rounding_alone_leads_nowhere():
