@@ -32,12 +32,18 @@ _HOMES = {
     "open_features": "store",
     "FeatureStore": "store",
     "verify_features": "store",
+    "find_duplicates": "duplicates",
     "merge_features": "transfer",
     "import_features": "transfer",
     "read_features": "transfer",
     "verify_sample": "verification",
     "fit_svm": "svm",
     "SVMResult": "svm",
+    "compare": "comparison",
+    "linear_cka": "similarity",
+    "plot_similarity": "plots",
+    "open_ledger": "ledger",
+    "Ledger": "ledger",
     "DeepfeatError": "errors",
     "UsageError": "errors",
     "DataError": "errors",
@@ -61,7 +67,9 @@ if TYPE_CHECKING:
         register_backbone,
     )
     from deepfeat.benchmarking import benchmark
+    from deepfeat.comparison import compare
     from deepfeat.datasets import read_csv, read_folder, read_isic, split_table
+    from deepfeat.duplicates import find_duplicates
     from deepfeat.errors import (
         BackboneError,
         DamageError,
@@ -74,7 +82,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from deepfeat.extraction import extract
-    from deepfeat.plots import plot_history
+    from deepfeat.ledger import Ledger, open_ledger
+    from deepfeat.plots import plot_history, plot_similarity
+    from deepfeat.similarity import linear_cka
     from deepfeat.store import FeatureStore, open_features, verify_features
     from deepfeat.svm import SVMResult, fit_svm
     from deepfeat.training import finetune, finetune_folds

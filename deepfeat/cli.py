@@ -106,6 +106,8 @@ def fit(arguments: argparse.Namespace) -> None:
         param_grid="auto" if arguments.widen else grid,
         class_weight=weights,
         positive=arguments.positive,
+        ungrouped=arguments.ungrouped,
+        duplicates=_read_pairs(arguments.duplicates),
         test=_test(arguments.test),
         cv=arguments.cv,
         nested=arguments.nested,
@@ -116,6 +118,7 @@ def fit(arguments: argparse.Namespace) -> None:
         max_memory=None if arguments.max_memory is None else arguments.max_memory * 1e9,
         n_jobs=arguments.jobs,
         seed=arguments.seed,
+        ledger=not arguments.no_ledger,
     )
     if arguments.predictions:
         result.predictions.to_csv(arguments.predictions)
@@ -309,6 +312,88 @@ def store_import(arguments: argparse.Namespace) -> None:
     _print_store(deepfeat.import_features(features, table, arguments.cache, name=arguments.name), arguments.json)
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Compare classifiers on the same folds, or list all fits that a ledger has."""
+    if arguments.ledger:
+        _print_leaderboard(arguments)
+        return
+    import deepfeat
+
+    settings = {
+        "positive": arguments.positive,
+        "cv": arguments.cv,
+        "nested": arguments.nested,
+        "n_jobs": arguments.jobs,
+    }
+    table = deepfeat.compare(
+        arguments.cache,
+        {name: {"backbones": name.split("+")} for name in arguments.backbone} if arguments.backbone else None,
+        metric=arguments.metric,
+        label=arguments.label,
+        test=_test(arguments.test),
+        param_grid={"C": arguments.C} if arguments.C else None,
+        seed=arguments.seed,
+        **settings,
+    )
+    if arguments.json:
+        _print_json({"pairs": table.to_dict("records")})
+        return
+    print("\n".join(table["sentence"]))
+
+
+def _print_leaderboard(arguments: argparse.Namespace) -> None:
+    """All fits, the best first; those of other images or other rows stand in tables of their own."""
+    import deepfeat
+    from deepfeat.comparison import LOSSES
+
+    ledger, metric = deepfeat.open_ledger(arguments.cache), arguments.metric
+    table = ledger.table
+    if metric not in table:
+        msg = f"--metric is {metric!r}: no fit of {ledger.path} has it"
+        raise UsageError(msg)
+    table = table.sort_values(metric, ascending=metric in LOSSES)
+    if arguments.json:
+        _print_json({"fits": table.reset_index().to_dict("records")})
+        return
+    columns = ["blocks", "best_params", metric, "auroc_macro", "seconds", "created"]
+    for (rows, kind, positive), part in table.groupby(["rows", "evaluated_on", "positive"], dropna=False, sort=False):
+        task = "all classes" if positive is None or positive != positive else f"{positive} against the rest"
+        print(f"{task}, {kind}, {part['n_images'].iloc[0]} images ({rows[:8]})")
+        print(part[list(dict.fromkeys(columns))].to_string(float_format="{:.3f}".format), end="\n\n")
+
+
+def store_duplicates(arguments: argparse.Namespace) -> None:
+    """List images that seem to show the same, and those whose files are equal."""
+    import deepfeat
+
+    pairs = deepfeat.find_duplicates(arguments.cache, arguments.backbone, threshold=arguments.threshold)
+    if arguments.csv:
+        pairs.to_csv(arguments.csv, index=False)
+    if arguments.json:
+        _print_json({"pairs": pairs.to_dict("records")})
+        return
+    new = pairs[~pairs["same_group"]]
+    print(
+        f"{len(pairs)} pairs of a similarity of {arguments.threshold:g} or more, {pairs['identical'].sum()} of them equal "
+        f"files; {len(new)} are not of one group, {(new['label_a'] != new['label_b']).sum()} of these of two labels"
+    )
+    if len(new):
+        print(new[["image_a", "image_b", "similarity", "label_a", "label_b"]].to_string(index=False))
+
+
+def store_similarity(arguments: argparse.Namespace) -> None:
+    """Show which blocks say the same, by linear centred kernel alignment."""
+    import deepfeat
+
+    table = deepfeat.linear_cka(arguments.cache, arguments.backbone)
+    if arguments.plot:
+        deepfeat.plot_similarity(table, arguments.plot)
+    if arguments.json:
+        _print_json(table.to_dict("index"))
+        return
+    print(table.to_string(float_format="{:.3f}".format))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deepfeat", description="Extract image features once; fit SVMs on them in seconds."
@@ -397,9 +482,17 @@ def _parser() -> argparse.ArgumentParser:
         "--calibrate", choices=("sigmoid", "isotonic"), help="decision values to probabilities by this"
     )
     command.add_argument("--threshold", help="with --positive: 'recall>=0.9', 'f1', …, or a decision value")
+    command.add_argument(
+        "--ungrouped", default="own", choices=("own", "drop", "raise"), help="what becomes of images without a group"
+    )
+    command.add_argument(
+        "--duplicates", metavar="CSV", help="pairs that stay together, from `deepfeat store duplicates`"
+    )
+    command.add_argument("--no-ledger", action="store_true", help="do not record the fit beside the store")
     command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
     command.add_argument("--json", action="store_true")
 
+    _add_compare(commands)
     store = commands.add_parser("store", help="look at a feature store").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -432,7 +525,44 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--label-column", help="labels in the CSV")
     command.add_argument("--group-column", help="patient or lesion in the CSV")
     command.add_argument("--json", action="store_true")
+    _add_looks(store)
     return parser
+
+
+def _add_compare(commands: Any) -> None:
+    command = _command(commands, "compare", compare, "deepfeat compare features.h5 --backbone VGG16 --backbone A+B")
+    command.add_argument("cache", help="feature store")
+    command.add_argument("--ledger", action="store_true", help="list the fits that were recorded, the best first")
+    command.add_argument(
+        "--backbone",
+        action="append",
+        metavar="NAME[+NAME]",
+        help="blocks of one candidate; to be repeated (default: each block alone, and all joined)",
+    )
+    command.add_argument("--metric", default="balanced_accuracy", help="(default: balanced_accuracy)")
+    command.add_argument("--label", help="compare the metric of this class")
+    command.add_argument("--positive", metavar="LABEL", help="this class against all others")
+    command.add_argument("--C", type=float, nargs="+", help="values to try")
+    command.add_argument("--test", default="split", help="as for fit")
+    command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
+    command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
+    command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--json", action="store_true")
+
+
+def _add_looks(store: Any) -> None:
+    command = _command(store, "duplicates", store_duplicates, "deepfeat store duplicates features.h5 --csv pairs.csv")
+    command.add_argument("cache", help="feature store")
+    command.add_argument("--backbone", action="append", help="block, by name or key; may be repeated (default: all)")
+    command.add_argument("--threshold", type=float, default=0.9, help="least cosine of a pair (default: 0.9)")
+    command.add_argument("--csv", metavar="FILE", help="write the pairs here, for `deepfeat fit --duplicates`")
+    command.add_argument("--json", action="store_true")
+    command = _command(store, "similarity", store_similarity, "deepfeat store similarity features.h5 --plot cka.png")
+    command.add_argument("cache", help="feature store")
+    command.add_argument("--backbone", action="append", help="block, by name or key; may be repeated (default: all)")
+    command.add_argument("--plot", metavar="FILE", help="draw a heat map: .png, .svg or .pdf")
+    command.add_argument("--json", action="store_true")
 
 
 def _add_finetune_options(command: argparse.ArgumentParser) -> None:
@@ -546,6 +676,16 @@ def _read_table(arguments: argparse.Namespace) -> Any:
 
 def _batch_size(text: str) -> int | str:
     return text if text == "auto" else int(text)
+
+
+def _read_pairs(path: str | None) -> Any:
+    import pandas as pd
+
+    try:
+        return None if path is None else pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        msg = f"{path} cannot be read as a table of pairs: {error}"
+        raise UsageError(msg) from error
 
 
 def _test(text: str) -> str | float | None:

@@ -43,6 +43,37 @@ def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     figure.savefig(path)
 
 
+def plot_similarity(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Draw which blocks say the same as a heat map, and write it to a file.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame of shape (n_blocks, n_blocks)
+        From `deepfeat.linear_cka`.
+    path : path
+        Its ending decides the format: .png, .svg or .pdf.
+
+    Raises
+    ------
+    UsageError
+        If there are no blocks to draw, or matplotlib is not installed.
+    """
+    if table.empty:
+        raise UsageError("there are no blocks to draw: extract features first")
+    side = 2.6 + 0.75 * len(table)
+    figure = _new_figure((side + 0.6, side))
+    axes = figure.subplots()
+    image = axes.imshow(table.to_numpy(float), cmap="viridis", vmin=0, vmax=1)
+    ticks = range(len(table))
+    axes.set_xticks(ticks, [str(name) for name in table.columns], rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, [str(name) for name in table.index])
+    for (row, column), value in np.ndenumerate(table.to_numpy(float)):
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="linear CKA", shrink=0.8)
+    figure.savefig(path)
+
+
 def plot_history(backbones: Any, path: str | os.PathLike[str]) -> None:
     """Draw loss and accuracy of each epoch of fine-tuning and write them to a file.
 

@@ -21,11 +21,13 @@ Indices = np.ndarray
 Fold = tuple[Indices, Indices]
 
 
-def merge_groups(groups: Sequence[Any], digests: Sequence[Any] | None = None) -> np.ndarray:
+def merge_groups(
+    groups: Sequence[Any], digests: Sequence[Any] | np.ndarray | None = None, pairs: np.ndarray | None = None
+) -> np.ndarray:
     """Number the sets of images that must stay together.
 
-    Images stay together if they share a group or if their files are equal byte
-    for byte, and so on transitively. An image with neither is a set of its own.
+    Images stay together if they share a group, if their files are equal byte
+    for byte, or if they are a pair, and so on transitively. An image without any of these is a set of its own.
 
     Parameters
     ----------
@@ -33,6 +35,8 @@ def merge_groups(groups: Sequence[Any], digests: Sequence[Any] | None = None) ->
         Patient or lesion of each image; None or NaN where unknown.
     digests : sequence of n values, optional
         Content digest of each image.
+    pairs : ndarray of shape (m, 2), int, optional
+        Numbers of images that stay together besides.
 
     Returns
     -------
@@ -50,6 +54,9 @@ def merge_groups(groups: Sequence[Any], digests: Sequence[Any] | None = None) ->
         rows.append(known)
         columns.append(codes[known] + offset)
         offset += int(codes.max(initial=-1)) + 1
+    if pairs is not None:
+        rows.append(pairs[:, 0])
+        columns.append(pairs[:, 1])
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(offset, offset))
     _, component = connected_components(graph, directed=False)
@@ -164,7 +171,7 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
     return folds
 
 
-def _codes(values: Sequence[Any]) -> np.ndarray:
+def _codes(values: Sequence[Any] | np.ndarray) -> np.ndarray:
     return pd.factorize(pd.Series(list(values), dtype=object), sort=True)[0]
 
 

@@ -25,6 +25,10 @@ STAGE_2 = (
     "deepfeat.svm",
     "deepfeat.evaluation",
     "deepfeat.plots",
+    "deepfeat.duplicates",
+    "deepfeat.similarity",
+    "deepfeat.comparison",
+    "deepfeat.ledger",
 )
 
 

@@ -349,7 +349,7 @@ class FeatureStore:
             Indexed by image id: label, group, split, and for each block its columns,
             which are named by the block and numbered.
         """
-        keys, names, ids = self._chosen(blocks, rows)
+        keys, names, ids = self.choose(blocks, rows)
         index = pd.Index(ids, dtype=object, name="image_id")
         parts = [self.table.loc[self.positions(ids), list(COLUMNS[2:])].set_axis(index)]
         for key, name in zip(keys, names, strict=True):
@@ -371,17 +371,17 @@ class FeatureStore:
         self, path: str | os.PathLike[str], blocks: str | Sequence[str] | None = None, rows: Sequence[str] | None = None
     ) -> None:
         """Write a NumPy archive: image_id, label, group, split, and one array for each block under its name."""
-        keys, names, ids = self._chosen(blocks, rows)
+        keys, names, ids = self.choose(blocks, rows)
         table = self.table.loc[self.positions(ids), list(COLUMNS[2:])]
         arrays: dict[str, Any] = {"image_id": np.array(ids, dtype=str)}
         arrays |= {name: np.array(table[name].fillna("").tolist(), dtype=str) for name in table}
         arrays |= {name: self.features(key, ids) for key, name in zip(keys, names, strict=True)}
         np.savez(path, **arrays)
 
-    def _chosen(
+    def choose(
         self, blocks: str | Sequence[str] | None, rows: Sequence[str] | None
     ) -> tuple[list[str], list[str], list[str]]:
-        """Keys and distinct names of blocks, and image ids."""
+        """Keys and distinct names of blocks, all if None, and image ids: all that every block has, if None."""
         wanted = [blocks] if isinstance(blocks, str) else blocks
         found = self.structure.blocks if wanted is None else [self.find(block) for block in wanted]
         common = [block.name for block in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from sklearn.svm import SVC, LinearSVC
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import Evaluation, evaluate
 from deepfeat.fusion import FUSIONS, VIEW_RULES
+from deepfeat.ledger import record_fit, scored_rows
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
 from deepfeat.svm.calibration import METHODS
@@ -20,7 +22,7 @@ from deepfeat.svm.guard import describe_seen, refuse_seen
 from deepfeat.svm.procedure import Learned, Outcome, Procedure
 from deepfeat.svm.record import describe_fit
 from deepfeat.svm.result import SVMResult
-from deepfeat.svm.samples import Samples, binarise, load_samples
+from deepfeat.svm.samples import UNGROUPED, Grouping, Samples, binarise, load_samples
 from deepfeat.svm.search import CLASSIFIERS, LOSSES, PARAMETERS, Search, check_class_weights, converged, make_svm
 from deepfeat.svm.selection import is_choice
 
@@ -42,6 +44,8 @@ def fit_svm(
     class_weight: Any = "balanced",
     positive: str | None = None,
     labels: pd.Series | Mapping[str, str | None] | None = None,
+    ungrouped: str = "own",
+    duplicates: pd.DataFrame | None = None,
     test: str | float | None = "split",
     cv: Any = 5,
     nested: bool = False,
@@ -53,6 +57,7 @@ def fit_svm(
     max_memory: float | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
+    ledger: bool | str | os.PathLike[str] = True,
 ) -> SVMResult:
     """Choose, fit and score a support vector machine on cached features.
 
@@ -94,6 +99,12 @@ def fit_svm(
         Classify this label against all others.
     labels : pandas.Series or mapping, optional
         Instead of the stored labels: by image id, or {old: new}, where None removes a class.
+    ungrouped : {"own", "drop", "raise"}
+        What becomes of images without a group: each is a group of its own, which is safe only if no other image is of
+        its patient or lesion; they are left out; or they are an error.
+    duplicates : pandas.DataFrame, optional
+        Pairs of images that stay together as if they were of one group: the table of `deepfeat.find_duplicates`, or
+        those of its rows that a look at the images has confirmed.
     test : "split", float or None
         The stored test rows where there are any; a share of the images to hold out; or
         no test, and the out-of-fold predictions are scored.
@@ -123,6 +134,9 @@ def fit_svm(
         Threads, as in joblib, each with one BLAS thread. One with all BLAS threads if None.
     seed : int
         Of splits, folds and LinearSVC.
+    ledger : bool or path
+        Where the fit is recorded, see `deepfeat.open_ledger`: beside the store, not at all, or in this folder. Plain
+        arrays are recorded only where a folder is given.
 
     Returns
     -------
@@ -169,11 +183,13 @@ def fit_svm(
         classifier=(classifier, CLASSIFIERS),
         engine=(engine, ENGINES),
         refit=(refit, ENGINES),
+        ungrouped=(ungrouped, UNGROUPED),
         calibrate=(calibrate, (False, True, *METHODS)),
     )
     wish = _read_threshold(threshold, positive)
     svm = make_svm(kernel, loss, classifier, seed)
-    samples = load_samples(features, None if is_choice(backbones) else backbones, labels, views=views is not None)
+    grouping, named = Grouping(ungrouped, duplicates), None if is_choice(backbones) else backbones
+    samples = load_samples(features, named, labels, views=views is not None, grouping=grouping)
     _refuse_average(samples, fusion)
     if positive is not None:
         samples = binarise(samples, positive)
@@ -213,7 +229,7 @@ def fit_svm(
         estimate = _with_optimism(predictions, plain, classes, positive)
     evaluated_on = "test" if len(held_out) else "nested" if nested else "out-of-fold"
     evaluation = _evaluate(predictions, classes, positive, evaluated_on)
-    return SVMResult(
+    result = SVMResult(
         pipeline=learned.search.pipeline,
         best_params=learned.search.best_params,
         cv_results=learned.search.cv_results,
@@ -237,6 +253,8 @@ def fit_svm(
         warnings=[*samples.notes, *describe_seen(samples, train), *_doubts(learned.search)],
         provenance=describe_fit(samples, learned.samples.blocks, train, folds, settings, time.perf_counter() - started),
     )
+    record_fit(result, ledger)
+    return result
 
 
 def _repeat_in_folds(
@@ -284,8 +302,7 @@ def _with_optimism(predictions: pd.DataFrame, plain: pd.DataFrame, classes: list
 def _evaluate(
     predictions: pd.DataFrame, classes: list[Any], positive: Any, evaluated_on: str, n_resamples: int = 1000
 ) -> Evaluation:
-    tested = predictions["fold"] == "test"
-    scored = predictions[tested if evaluated_on == "test" else ~tested & (predictions["fold"] != -1)]
+    scored = scored_rows(predictions, evaluated_on)
     chances = [f"probability {name}" for name in classes]
     return evaluate(
         scored["label"].tolist(),

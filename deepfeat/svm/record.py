@@ -86,6 +86,8 @@ def _digest(texts: Iterable[str]) -> str:
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it; what it has no words for is described."""
+    if isinstance(value, pd.DataFrame):
+        return f"table of {len(value)} rows, SHA-256 {_digest(map(repr, value.itertuples()))}"
     if isinstance(value, pd.Series):
         return f"Series of {len(value)} labels, SHA-256 {_digest(map(repr, value.items()))}"
     if isinstance(value, Mapping):

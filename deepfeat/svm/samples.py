@@ -83,16 +83,77 @@ class Samples:
         )
 
 
-def load_samples(features: Any, backbones: str | Sequence[str] | None, labels: Any, *, views: bool = True) -> Samples:
+#: What becomes of images without a group.
+UNGROUPED = ("own", "drop", "raise")
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What stays together besides the images of one group; see `deepfeat.fit_svm`.
+
+    Attributes
+    ----------
+    ungrouped : {"own", "drop", "raise"}
+    duplicates : pandas.DataFrame or None
+        With the columns image_a and image_b.
+    """
+
+    ungrouped: str = "own"
+    duplicates: pd.DataFrame | None = None
+
+    def keep(self, table: pd.DataFrame, kept: np.ndarray, notes: list[str]) -> np.ndarray:
+        """Leave out, refuse or note images without a group."""
+        missing = kept & table["group"].isna().to_numpy()
+        n_missing, n_kept = int(missing.sum()), int(kept.sum())
+        if not n_missing:
+            return kept
+        first = table["image_id"].to_numpy(object)[missing][0]
+        if self.ungrouped == "raise" or (self.ungrouped == "drop" and n_missing == n_kept):
+            msg = (
+                f"{n_missing} of {n_kept} image(s) have no group (first: {first!r}): give each its patient or lesion, "
+                "or pass ungrouped='own', which takes each for a group of its own"
+            )
+            raise DataError(msg)
+        if self.ungrouped == "drop":
+            notes.append(f"{n_missing} image(s) without a group left out (first: {first!r})")
+            return kept & ~missing
+        if n_missing < n_kept:
+            notes.append(f"{n_missing} image(s) without a group count as a group of their own")
+        return kept
+
+    def pairs(self, ids: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+        """Row numbers, of shape (m, 2), of the duplicates that are among the ids; all must be known."""
+        if self.duplicates is None:
+            return None
+        if not {"image_a", "image_b"} <= set(getattr(self.duplicates, "columns", ())):
+            msg = "duplicates has no columns image_a and image_b: pass the table of deepfeat.find_duplicates"
+            raise UsageError(msg)
+        given = self.duplicates[["image_a", "image_b"]].to_numpy(object)
+        strange = given[~np.isin(given.astype(str), known.astype(str))]
+        if len(strange):
+            msg = f"duplicates names {strange[0]!r}, which is none of the images: find them again in this store"
+            raise DataError(msg)
+        rows = pd.Index(ids, dtype=object).get_indexer(given.ravel()).reshape(-1, 2)
+        return rows[(rows >= 0).all(axis=1)]
+
+
+def load_samples(
+    features: Any,
+    backbones: str | Sequence[str] | None,
+    labels: Any,
+    *,
+    views: bool = True,
+    grouping: Grouping = Grouping(),
+) -> Samples:
     """Accept a store, a path, or plain arrays."""
     if isinstance(features, tuple):
-        return _from_arrays(features, backbones, labels)
+        return _from_arrays(features, backbones, labels, grouping)
     if isinstance(features, str | os.PathLike):
         features = open_features(features)
     if not isinstance(features, FeatureStore):
         msg = f"features is a {type(features).__name__}: pass a path, a FeatureStore, or (X, y) or (X, y, groups)"
         raise UsageError(msg)
-    return _from_store(features, backbones, labels, views)
+    return _from_store(features, backbones, labels, views, grouping)
 
 
 def binarise(samples: Samples, positive: str) -> Samples:
@@ -103,7 +164,7 @@ def binarise(samples: Samples, positive: str) -> Samples:
     return replace(samples, y=samples.y == positive)
 
 
-def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any) -> Samples:
+def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping: Grouping) -> Samples:
     if len(arrays) not in (2, 3) or backbones is not None or isinstance(labels, pd.Series):
         msg = "plain arrays are passed as (X, y) or (X, y, groups), without backbones and without a Series of labels"
         raise UsageError(msg)
@@ -117,11 +178,12 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any) -> Sample
     if labels is not None:
         table = relabel(table, labels)
     notes: list[str] = []
-    keep = _labelled(table, notes)
+    keep = grouping.keep(table, _labelled(table, notes), notes)
     rows = table[keep]
     X = X[keep] if X.dtype.kind == "f" else X[keep].astype(np.float64)
     _refuse_not_finite(X, rows["image_id"].to_numpy(object))
-    return _samples(X, rows, merge_groups(rows["group"].tolist()), {"X": X.shape[1]}, True, notes)
+    sets = merge_groups(rows["group"].tolist(), None, grouping.pairs(rows["image_id"].to_numpy(object), ids))
+    return _samples(X, rows, sets, {"X": X.shape[1]}, True, notes)
 
 
 def _from_store(
@@ -129,6 +191,7 @@ def _from_store(
     backbones: str | Sequence[str] | None,
     labels: pd.Series | Mapping[str, str | None] | None,
     views: bool,
+    grouping: Grouping,
 ) -> Samples:
     by_view = choose_sources(store, backbones, views)
     sources = [source for group in by_view.values() for source in group]
@@ -140,17 +203,17 @@ def _from_store(
     table = store.table if labels is None else relabel(store.table, labels)
     notes: list[str] = []
     done, digests = _done_everywhere(store, [block.key for block in blocks], notes)
-    keep = done & _labelled(table, notes)
+    keep = grouping.keep(table, done & _labelled(table, notes), notes)
     rows = table[keep]
     if rows.empty:
         msg = f"no image of {store.path} has both features and a label: pass labels= or extract with a labelled table"
         raise DataError(msg)
     ids = rows["image_id"].to_numpy(object)
-    tied = _tie(store, sources, digests)
+    known = table["image_id"].to_numpy(object)
+    tied = _tie(store, sources, digests, grouping.pairs(known, known))
     X = np.concatenate([source.features(store, ids.tolist(), tied) for source in sources], axis=1)
     _refuse_not_finite(X, ids)
-    sets = merge_groups(rows["group"].tolist(), digests[keep])
-    _note_missing_groups(rows, notes)
+    sets = merge_groups(rows["group"].tolist(), digests[keep], grouping.pairs(ids, known))
     first = next(iter(by_view.values()))
     named = dict(zip(_unique_names(first), first, strict=True))
     widths = {name: source.dim for name, source in named.items()}
@@ -167,11 +230,11 @@ def _describe(source: Source) -> dict[str, Any]:
     return {"key": keys[0], "keys": keys, "dim": source.dim, "spec": dict(source.spec), "trained": source.is_tuned}
 
 
-def _tie(store: FeatureStore, sources: Sequence[Source], digests: np.ndarray) -> np.ndarray:
+def _tie(store: FeatureStore, sources: Sequence[Source], digests: np.ndarray, pairs: np.ndarray | None) -> np.ndarray:
     """The sets of all images of the store, since images that are not kept tie others together, too."""
     if not any(source.is_tuned for source in sources):
         return np.arange(store.n_images)
-    return merge_groups(store.table["group"].tolist(), digests.tolist())
+    return merge_groups(store.table["group"].tolist(), digests.tolist(), pairs)
 
 
 def _samples(
@@ -218,12 +281,6 @@ def _refuse_maps(blocks: Sequence[Block]) -> None:
                 f"{block.name} holds feature maps of shape {block.shape}: extract it with another pooling, or 'flatten'"
             )
             raise UsageError(msg)
-
-
-def _note_missing_groups(rows: pd.DataFrame, notes: list[str]) -> None:
-    missing = int(rows["group"].isna().sum())
-    if 0 < missing < len(rows):
-        notes.append(f"{missing} image(s) without a group count as a group of their own")
 
 
 def _refuse_not_finite(X: np.ndarray, ids: np.ndarray) -> None:
