@@ -373,9 +373,10 @@ def store_duplicates(arguments: argparse.Namespace) -> None:
         _print_json({"pairs": pairs.to_dict("records")})
         return
     new = pairs[~pairs["same_group"]]
+    differ = int((new["label_a"] != new["label_b"]).sum())
     print(
-        f"{len(pairs)} pairs of a similarity of {arguments.threshold:g} or more, {pairs['identical'].sum()} of them equal "
-        f"files; {len(new)} are not of one group, {(new['label_a'] != new['label_b']).sum()} of these of two labels"
+        f"{len(pairs)} pairs of a similarity of {arguments.threshold:g} or more, or of equal files "
+        f"({pairs['identical'].sum()}); {len(new)} are not of one group, {differ} of these of two labels"
     )
     if len(new):
         print(new[["image_a", "image_b", "similarity", "label_a", "label_b"]].to_string(index=False))

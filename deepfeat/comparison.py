@@ -48,7 +48,8 @@ def compare(
     label : label, optional
         Compare the metric of this class.
     n_resamples : int
-        Of the bootstrap, which draws whole groups, the same ones for all classifiers.
+        Of the bootstrap, which draws whole groups, the same ones for all classifiers. No p is below 2 in this many,
+        and the correction multiplies that by the number of pairs: draw more for many pairs.
     seed : int
         Of the bootstrap, and of the splits and folds of fits that are made here.
     **settings

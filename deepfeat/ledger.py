@@ -13,6 +13,7 @@ import os
 import uuid
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _ARRAYS = ("image_id", "label", "predicted", "decision", "group", "fold")
+
+#: What NumPy, zipfile and json raise for a file that is not as it was written.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 #: What stands for "test" among the numbers of folds; -1 is an image that no fold tested.
 _TEST = -2
@@ -336,7 +340,7 @@ def _read(file: Path, names: Sequence[str]) -> dict[str, Any]:
             found = {name: archive[name] for name in names}
         found["record"] = json.loads(str(found["record"]))
         version = found["record"]["version"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         msg = f"{file} is no entry of a ledger, or is damaged ({' '.join(str(error).split())})"
         raise StoreError(msg) from error
     if version != _VERSION:

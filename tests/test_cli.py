@@ -272,3 +272,46 @@ def test_finetune_with_a_wrong_option_says_so(folder, tmp_path, more, status, me
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_compare_prints_a_sentence_and_the_ledger_lists_the_fits(folder, cache, tmp_path, capsys):
+    copy = tmp_path / "features.h5"
+    copy.write_bytes(cache.read_bytes())
+    assert main(extract_command(folder, copy, "--pooling", "max")) == 0
+    first, second = deepfeat.open_features(copy).blocks["key"].str[:8]
+    capsys.readouterr()
+    command = ["compare", str(copy), "--C", "0.001", "--cv", "3", "--jobs", "1"]
+    assert main(command) == 0
+    sentences = capsys.readouterr().out.strip().split("\n")
+    assert len(sentences) == 3
+    assert all("balanced accuracy" in sentence and "3 pairs" in sentence for sentence in sentences)
+    assert main([*command, "--json", "--backbone", first, "--backbone", f"{first}+{second}"]) == 0
+    (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+    assert (pair["a"], pair["b"]) == (first, f"{first}+{second}")
+    assert main(["compare", "--ledger", str(copy)]) == 0
+    assert "all classes, out-of-fold, 24 images" in capsys.readouterr().out
+    assert main(["compare", "--ledger", str(copy), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["fits"]) == 5
+    assert main(["compare", "--ledger", str(copy), "--metric", "kappa"]) == 2
+
+
+def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, capsys):
+    csv = tmp_path / "pairs.csv"
+    assert main(["store", "duplicates", str(cache), "--threshold", "0.5", "--csv", str(csv)]) == 0
+    assert "pairs of a similarity of 0.5 or more" in capsys.readouterr().out
+    pairs = pd.read_csv(csv)
+    pairs.head(4).to_csv(csv, index=False)
+    predictions = tmp_path / "predictions.csv"
+    command = ["fit", str(cache), "--duplicates", str(csv), "--cv", "3", "--C", "0.001", "--jobs", "1", "--no-ledger"]
+    assert main([*command, "--predictions", str(predictions)]) == 0
+    groups = pd.read_csv(predictions, index_col="image_id")["group"]
+    assert len(pairs) >= 1
+    assert all(groups[a] == groups[b] for a, b in pairs[["image_a", "image_b"]].head(4).to_numpy())
+    assert main(["fit", str(cache), "--ungrouped", "raise"]) == 1
+    assert "have no group" in capsys.readouterr().err
+
+
+def test_store_similarity_prints_and_draws(cache, tmp_path, capsys):
+    assert main(["store", "similarity", str(cache), "--plot", str(tmp_path / "cka.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"EfficientNetLite0": {"EfficientNetLite0": 1.0}}
+    assert (tmp_path / "cka.png").stat().st_size > 1000
