@@ -97,7 +97,7 @@ def _extras() -> Iterator[Finding]:
 def _backend() -> Iterator[Finding]:
     """What Keras computes with; a broken backend is a finding, not an error."""
     try:
-        import keras
+        from deepfeat.runtimes.keras import keras
 
         devices = keras.distribution.list_devices("gpu")
         yield Finding("backend of Keras", keras.backend.backend())

@@ -39,7 +39,7 @@ def test_backend_that_does_not_start_is_a_fault(tmp_path, monkeypatch):
     usual = builtins.__import__
 
     def broken(name, *args, **options):
-        if name == "keras":
+        if name == "deepfeat.runtimes.keras":
             raise ImportError("libcuda.so is missing\nand more")
         return usual(name, *args, **options)
 
