@@ -71,7 +71,9 @@ class Frame:
     def band(self, x: np.ndarray, low: np.ndarray, high: np.ndarray, **attributes: Any) -> Markup:
         """Fill what lies between two lines."""
         across = np.concatenate([x, x[::-1]])
-        return element("polygon", points=_points(self.at_x(across), self.at_y(np.append(low, high[::-1]))), **attributes)
+        return element(
+            "polygon", points=_points(self.at_x(across), self.at_y(np.append(low, high[::-1]))), **attributes
+        )
 
     def dot(self, x: float, y: float, r: float = 5, **attributes: Any) -> Markup:
         """Draw a point."""

@@ -86,7 +86,12 @@ def decisions(result: SVMResult, scores: Scores) -> Markup:
     shares = [np.histogram(values[scores.truth == k], edges)[0] / max(1, (scores.truth == k).sum()) for k in (0, 1)]
     top = float(max(map(np.max, shares))) * 1.08 or 1.0
     ticks = _round_ticks(edges[0], edges[-1])
-    frame = Frame(Axis(edges[0], edges[-1], ticks, "decision value"), Axis(0, top, _round_ticks(0, top), "share of the class", "{:.0%}"), 900, 260)
+    frame = Frame(
+        Axis(edges[0], edges[-1], ticks, "decision value"),
+        Axis(0, top, _round_ticks(0, top), "share of the class", "{:.0%}"),
+        900,
+        260,
+    )
     marks = [
         frame.bar(a, b, s, class_=f"histogram {colour(k)}", data_k=k)
         for k in (0, 1)
@@ -107,9 +112,14 @@ def calibration(scores: Scores) -> Markup:
     what = ("probability", "share of the class") if binary else ("greatest probability", "share predicted rightly")
     frame = Frame(share_axis(what[0]), share_axis(what[1]))
     marks = [frame.line([0, 1], [0, 1], class_="chance")]
-    marks += [frame.upright(x, lo, hi, class_="whisker") for x, lo, hi in zip(bins.predicted, bins.low, bins.high, strict=True)]
+    marks += [
+        frame.upright(x, lo, hi, class_="whisker")
+        for x, lo, hi in zip(bins.predicted, bins.low, bins.high, strict=True)
+    ]
     marks.append(frame.line(bins.predicted, bins.observed, class_="curve accent"))
-    marks += [frame.dot(x, y, 4.5, class_="operating accent") for x, y in zip(bins.predicted, bins.observed, strict=True)]
+    marks += [
+        frame.dot(x, y, 4.5, class_="operating accent") for x, y in zip(bins.predicted, bins.observed, strict=True)
+    ]
     top = float(bins.n_images.max()) * 1.08
     below = Frame(share_axis(what[0]), Axis(0, top, _round_ticks(0, top), "images", "{:,.0f}"))
     edges = np.linspace(0, 1, N_BINS + 1)
@@ -120,7 +130,9 @@ def calibration(scores: Scores) -> Markup:
     ]
     return element(
         "div",
-        _figure("Reliability; on the diagonal, probabilities come true", frame.draw(*marks, title="Reliability diagram")),
+        _figure(
+            "Reliability; on the diagonal, probabilities come true", frame.draw(*marks, title="Reliability diagram")
+        ),
         _figure("Images at each probability", below.draw(*bars, title="Histogram of probabilities")),
         class_="pair",
     )
@@ -164,7 +176,14 @@ def embedding_map(scores: Scores, rows: np.ndarray, places: np.ndarray, sheets: 
         "edge": THUMBNAIL_EDGE,
     }
     drawing = element("svg", circles, class_="chart", viewBox=f"0 0 {width} {height}", aria_hidden="true")
-    note = element("div", element("canvas", width=THUMBNAIL_EDGE * 2, height=THUMBNAIL_EDGE * 2), element("div"), class_="tip", hidden=True, role="status")
+    note = element(
+        "div",
+        element("canvas", width=THUMBNAIL_EDGE * 2, height=THUMBNAIL_EDGE * 2),
+        element("div"),
+        class_="tip",
+        hidden=True,
+        role="status",
+    )
     stored = [element("img", src=sheet.source, alt="", class_="sheet") for sheet in sheets]
     told = "Map of the embeddings: the arrow keys go from image to image"
     only = element("label", element("input", type="checkbox", class_="only-misses"), " only errors")
@@ -179,7 +198,12 @@ def embedding_map(scores: Scores, rows: np.ndarray, places: np.ndarray, sheets: 
 
 def _json(record: Any) -> Markup:
     """Write JSON that cannot end the element around it."""
-    text = json.dumps(record, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = (
+        json.dumps(record, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
     return Markup(text)
 
 

@@ -35,7 +35,9 @@ def hardest_errors(scores: Scores, threshold: float | None, n_errors: int) -> pd
         margin = scores.decision[rows, scores.guess] - scores.decision[rows, scores.truth]
     else:
         margin = np.abs(scores.decision[:, 1] - threshold)
-    table = pd.DataFrame({"row": rows, "margin": margin, "truth": scores.truth, "group": scores.rows["group"].to_numpy()})
+    table = pd.DataFrame(
+        {"row": rows, "margin": margin, "truth": scores.truth, "group": scores.rows["group"].to_numpy()}
+    )
     wrong = table[scores.truth != scores.guess].sort_values("margin", ascending=False, kind="stable")
     wrong = wrong.drop_duplicates("group")
     turn = wrong.groupby("truth").cumcount()
@@ -62,7 +64,8 @@ def gallery(
         box = element("input", type="checkbox", class_="show-maps", checked=True)
         switch = element("label", box, " activation maps: red speaks for the predicted class, blue against it")
     return join(
-        element("div", legend(scores, present), switch, class_="bar-of-controls"), element("div", cards, class_="gallery")
+        element("div", legend(scores, present), switch, class_="bar-of-controls"),
+        element("div", cards, class_="gallery"),
     ), problems
 
 
@@ -82,7 +85,7 @@ def _explained(
     guess = scores.guess[errors["row"]]
     try:
         for k in np.unique(guess):
-            wanted = [i for i in np.flatnonzero(guess == k) if pictures[i].picture is not None]
+            wanted = [i for i in np.flatnonzero(guess == k).tolist() if pictures[i].picture is not None]
             found = explain(result, [str(paths[ids[i]]) for i in wanted], scores.classes[k]) if wanted else []
             for i, evidence in zip(wanted, found, strict=True):
                 maps[i] = evidence

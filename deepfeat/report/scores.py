@@ -129,7 +129,7 @@ def reliability(scores: Scores) -> Reliability:
     Of two classes, the second's probability; of more, that of the class with the greatest.
     """
     chances = scores.probabilities
-    assert chances is not None  # noqa: S101
+    assert chances is not None
     binary = chances.shape[1] == 2
     confidence = chances[:, 1] if binary else chances.max(axis=1)
     right = scores.truth == 1 if binary else chances.argmax(axis=1) == scores.truth
@@ -140,7 +140,9 @@ def reliability(scores: Scores) -> Reliability:
     with np.errstate(invalid="ignore"):
         replicates = (scores.counts @ (inside & right[:, None])) / (scores.counts @ inside.astype(float))
     low, high = percentile_interval(replicates)
-    observed, predicted = (np.bincount(bins, values, N_BINS)[filled] / n_images[filled] for values in (right, confidence))
+    observed, predicted = (
+        np.bincount(bins, values, N_BINS)[filled] / n_images[filled] for values in (right, confidence)
+    )
     return Reliability(predicted, observed, low, high, n_images)
 
 
@@ -149,7 +151,7 @@ def _counts_above(scores: Scores, number: int, counts: np.ndarray) -> tuple[np.n
     values = scores.decision[:, number]
     order = np.argsort(-values, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
-    positive = (scores.truth[order] == number)
+    positive = scores.truth[order] == number
     ordered = counts[:, order].astype(float)
     found = np.cumsum(ordered * positive, axis=1)[:, ends]
     alarms = np.cumsum(ordered * ~positive, axis=1)[:, ends]

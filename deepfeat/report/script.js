@@ -42,6 +42,11 @@ for (const box of document.querySelectorAll(".only-misses")) {
   box.addEventListener("change", () => box.closest("section").classList.toggle("misses", box.checked));
 }
 
+// On paper nothing can be opened.
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details")) part.open = true;
+});
+
 // The map: the nearest image is shown with its thumbnail.
 const map = document.querySelector(".map");
 if (map) {

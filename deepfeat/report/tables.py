@@ -31,12 +31,6 @@ _HEADLINES = {
     True: ("balanced_accuracy", "recall", "specificity", "auroc"),
     False: ("balanced_accuracy", "accuracy", "f1_macro", "auroc_macro"),
 }
-#: What the header says of where the numbers come from.
-EVALUATED = {
-    "test": "held-out test images",
-    "nested": "images in nested cross-validation",
-    "out-of-fold": "images, out-of-fold",
-}
 
 
 def metric_title(metric: str) -> str:
@@ -149,14 +143,21 @@ def confusion_table(confusion: pd.DataFrame) -> Markup:
     counts = confusion.to_numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = np.nan_to_num(counts / counts.sum(axis=1, keepdims=True))
-    corner = element("th", element("span", "true", class_="quiet"), " \\ ", element("span", "predicted", class_="quiet"))
+    corner = element(
+        "th", element("span", "true", class_="quiet"), " \\ ", element("span", "predicted", class_="quiet")
+    )
     heads = [corner, (element("th", name(label), scope="col") for label in labels)]
     body = [
         element(
             "tr",
             _class_head(i, label),
             (
-                _heat(element("b", f"{counts[i, j]:,}"), shares[i, j], "right" if i == j else "wrong", note=f"{shares[i, j]:.1%}")
+                _heat(
+                    element("b", f"{counts[i, j]:,}"),
+                    shares[i, j],
+                    "right" if i == j else "wrong",
+                    note=f"{shares[i, j]:.1%}",
+                )
                 for j in range(len(labels))
             ),
         )
@@ -169,11 +170,12 @@ def grid_tables(result: SVMResult) -> list[Markup]:
     """Cross-validated score of each candidate: C across; gamma and class weights, or the folds, down."""
     table = result.cv_results.copy()
     table["weights"] = table["class_weight"].map(str) if "class_weight" in table else "None"
-    found = []
-    for weights, part in table.groupby("weights", sort=False):
-        title = None if table["weights"].nunique() == 1 else f"class weights {weights}"
-        found.append(_grid_table(part, table["mean"].min(), table["mean"].max(), title))
-    return found
+    parts = list(table.groupby("weights", sort=False))
+    least, most = table["mean"].min(), table["mean"].max()
+    return [
+        _grid_table(part, least, most, f"class weights {weights}" if len(parts) > 1 else None)
+        for weights, part in parts
+    ]
 
 
 def _grid_table(part: pd.DataFrame, least: float, most: float, title: str | None) -> Markup:
@@ -186,7 +188,11 @@ def _grid_table(part: pd.DataFrame, least: float, most: float, title: str | None
     for way, rows in ways:
         at = rows.set_index("C")
         head = element("th", f"{way:g}" if isinstance(way, float) else str(way), scope="row")
-        body.append(element("tr", head, (_grid_cell(at.loc[c], least, most) if c in at.index else element("td") for c in columns)))
+        body.append(
+            element(
+                "tr", head, (_grid_cell(at.loc[c], least, most) if c in at.index else element("td") for c in columns)
+            )
+        )
     at = part.set_index("C") if folds else part
     for fold in folds:
         cells = [element("td", share(at.loc[c, fold]), class_="quiet") for c in columns]
@@ -247,7 +253,9 @@ def _blocks_table(blocks: Sequence[dict[str, Any]]) -> Markup:
             element("th", name(block["name"]), scope="row"),
             element("td", f"{block['dim']:,}"),
             element("td", element("code", str(block.get("key") or "–")[:16])),
-            element("td", element("code", str((block.get("spec") or {}).get("weights") or "–").removeprefix("sha256:")[:16])),
+            element(
+                "td", element("code", str((block.get("spec") or {}).get("weights") or "–").removeprefix("sha256:")[:16])
+            ),
             element("td", "yes" if block.get("trained") else "no"),
         )
         for block in blocks
@@ -289,7 +297,13 @@ def _table(heads: Any, body: Any, class_: str | None = None) -> Markup:
 def _interval(row: Any) -> Markup:
     ends = f"{share(row['low'])} to {share(row['high'])}"
     bar = _bar(row["value"], row["low"], row["high"])
-    return element("div", element("span", share(row["value"]), class_="value"), bar, element("span", ends, class_="quiet"), class_="ci")
+    return element(
+        "div",
+        element("span", share(row["value"]), class_="value"),
+        bar,
+        element("span", ends, class_="quiet"),
+        class_="ci",
+    )
 
 
 def _bar(value: float, low: float, high: float) -> Markup:

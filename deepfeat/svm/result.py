@@ -180,8 +180,18 @@ class SVMResult:
         """
         from deepfeat.report import write_report
 
-        options = {"explain": explain, "method": method, "n_points": n_points, "n_errors": n_errors}
-        write_report(self, path, images, features=features, title=title, seed=seed, **options)
+        write_report(
+            self,
+            path,
+            images,
+            features=features,
+            explain=explain,
+            method=method,
+            n_points=n_points,
+            n_errors=n_errors,
+            title=title,
+            seed=seed,
+        )
 
     def _shown_threshold(self) -> list[str]:
         if self.threshold is None:
