@@ -63,8 +63,8 @@ def warnings(result: SVMResult, scores: Scores) -> Markup:
     found = [*result.warnings, *_torn_groups(result), *_small_classes(scores)]
     if result.evaluated_on == "out-of-fold":
         found.append(
-            "the parameters were chosen on the folds that are scored here, so that the numbers are slightly optimistic: "
-            "nested=True or a test tells by how much"
+            "the parameters were chosen on the folds that are scored here, so that the numbers are slightly "
+            "optimistic: nested=True or a test tells by how much"
         )
     if not found:
         return element("p", "No warnings.", class_="quiet", id="warnings")
@@ -96,8 +96,8 @@ def data(result: SVMResult) -> Markup:
     sizes = result.predictions["group"].value_counts()
     text = (
         f"{len(result.predictions):,} images in {len(sizes):,} groups, of which {int((sizes > 1).sum()):,} have "
-        f"several images (at most {int(sizes.max()):,}). A group is a patient or lesion, or files that are equal byte for "
-        "byte; its images belong on one side of every split."
+        f"several images (at most {int(sizes.max()):,}). A group is a patient or lesion, or files that are equal byte "
+        "for byte; its images belong on one side of every split."
     )
     return join(element("p", text), tables.data_table(result), tables.fold_table(result))
 
