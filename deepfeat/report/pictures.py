@@ -65,7 +65,8 @@ def load_pictures(paths: Mapping[str, str], ids: Sequence[str], edge: int, *, sq
 def picture_source(picture: Image.Image, quality: int = 80) -> str:
     """Write a picture as the source of an img element."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, optimize=True)
+    # Pillow would write the comment of the file again, which may name the patient.
+    Image.fromarray(np.asarray(picture)).save(buffer, "JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -6,11 +6,15 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 METHODS = ("tsne", "pca")
 
 #: Principal components that t-SNE starts from.
 _N_COMPONENTS = 50
+
+#: Fewer images than this are the work of one thread.
+_FEW = 500
 
 
 def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
@@ -33,13 +37,17 @@ def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
     ----------
     van der Maaten and Hinton (2008), Visualizing data using t-SNE, Journal of Machine Learning Research 9.
     """
+    if len(features) < 2:
+        return np.zeros((len(features), 2))
     scaled = StandardScaler().fit_transform(np.asarray(features, np.float32))
     n_components = min(_N_COMPONENTS if method == "tsne" else 2, *scaled.shape)
     places = PCA(n_components, random_state=seed).fit_transform(scaled)
     if method == "tsne" and len(places) > 3:
         perplexity = min(30.0, (len(places) - 1) / 3)
         init = "pca" if n_components > 1 else "random"
-        places = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(places)
+        # Threads wait for one another a thousand times, which takes longer than the work on few images.
+        with threadpool_limits(1 if len(places) < _FEW else None):
+            places = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(places)
     places = np.pad(places, ((0, 0), (0, max(0, 2 - places.shape[1]))))[:, :2]
     if min(places.shape) > 1:
         # The page is wider than high; a turn changes no distance.

@@ -119,7 +119,7 @@ def precision_recall(scores: Scores, number: int) -> Curve | None:
     replicates = [y[np.minimum(np.searchsorted(x, wanted - 1e-9), len(x) - 1)] for x, y in drawn]
     low, high = percentile_interval(np.array(replicates))
     # From one decision value to the next, precision is a step and no line (Davis and Goadrich 2006, section 4).
-    x, y = _thin(np.repeat(recall[0], 2)[1:], np.repeat(precision[0], 2)[:-1])
+    x, y = _thin(np.repeat(recall[0], 2)[:-1], np.repeat(precision[0], 2)[1:])
     return Curve(x, y, wanted, low, high)
 
 

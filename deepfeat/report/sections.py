@@ -73,8 +73,8 @@ def warnings(result: SVMResult, scores: Scores) -> Markup:
         "section",
         heading,
         element("ul", (element("li", name(text)) for text in found)),
-        class_="card warnings",
         id="warnings",
+        class_="card warnings",
     )
 
 

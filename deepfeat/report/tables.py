@@ -170,6 +170,7 @@ def grid_tables(result: SVMResult) -> list[Markup]:
     """Cross-validated score of each candidate: C across; gamma and class weights, or the folds, down."""
     table = result.cv_results.copy()
     table["weights"] = table["class_weight"].map(str) if "class_weight" in table else "None"
+    table["chosen"] = table.index == table["rank"].idxmin()
     parts = list(table.groupby("weights", sort=False))
     least, most = table["mean"].min(), table["mean"].max()
     return [
@@ -201,7 +202,7 @@ def _grid_table(part: pd.DataFrame, least: float, most: float, title: str | None
 
 
 def _grid_cell(row: pd.Series, least: float, most: float) -> Markup:
-    chosen, settled = row["rank"] == 1, bool(row["converged"])
+    chosen, settled = bool(row["chosen"]), bool(row["converged"])
     notes = [f"± {row['std']:.3f}", "chosen" if chosen else None, None if settled else "not converged"]
     strength = (row["mean"] - least) / ((most - least) or 1)
     mark = "right chosen" if chosen else "right"
