@@ -90,6 +90,8 @@ def fit(arguments: argparse.Namespace) -> None:
     result = _fit(arguments)
     if arguments.report:
         result.report(arguments.report)
+    if arguments.plot:
+        result.plot(arguments.plot)
     if arguments.predictions:
         result.predictions.to_csv(arguments.predictions)
     if not arguments.json:
@@ -391,6 +393,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit_options(command)
     command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
     command.add_argument("--report", metavar="HTML", help="write all about it as one page here, see `deepfeat report`")
+    command.add_argument("--plot", metavar="FILE", help="draw confusion matrix and curves: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true")
 
     command = _command(

@@ -15,12 +15,12 @@ from sklearn.metrics import auc, roc_auc_score
 
 import deepfeat
 from deepfeat.cli import main
+from deepfeat.curves import precision_recall, reliability, roc, scored_rows
 from deepfeat.errors import DataError, DeepfeatError, StoreError, UsageError
 from deepfeat.report.gallery import hardest_errors
 from deepfeat.report.markup import Markup, element, join
 from deepfeat.report.pictures import load_pictures, make_sheets, overlay, picture_source
 from deepfeat.report.projection import project
-from deepfeat.report.scores import precision_recall, reliability, roc, scored_rows
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,8 @@ def test_overlay_is_red_for_and_blue_against():
     assert left[0] > left[2] + 60
     assert right[2] > right[0] + 60
     assert np.ptp(middle) < 10
+    peak = np.asarray(overlay(Image.new("RGB", (300, 100), (120, 120, 120)), np.eye(5)[2:3])).astype(int)
+    assert (peak[..., 0] >= peak[..., 2]).all()
     flat = np.asarray(overlay(Image.new("RGB", (30, 30), (120, 120, 120)), np.zeros((2, 2))))
     assert (flat == 120).all()
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepfeat.bootstrap import N_BINS
-from deepfeat.report.charts import N_COLOURS, Axis, Frame, colour, share_axis
+from deepfeat.curves import Curve, Scores, precision_recall, reliability, roc, shown_classes
+from deepfeat.report.charts import Axis, Frame, colour, share_axis
 from deepfeat.report.markup import Markup, element, join, share
 from deepfeat.report.pictures import SHEET_EDGE, THUMBNAIL_EDGE, Sheet
-from deepfeat.report.scores import Curve, Scores, precision_recall, reliability, roc
 from deepfeat.report.tables import legend
 
 if TYPE_CHECKING:
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 #: Width and height of the map.
 _MAP = (1000, 640)
-
-
-def shown_classes(result: SVMResult, scores: Scores) -> list[int]:
-    """Numbers of the classes that get a curve: the positive one, or those with the most images."""
-    if result.positive is not None:
-        return [1]
-    support = np.bincount(scores.truth, minlength=len(scores.classes))
-    return sorted(np.argsort(-support, kind="stable")[:N_COLOURS].tolist())
 
 
 def curves(result: SVMResult, scores: Scores) -> Markup:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from deepfeat.curves import Scores
 from deepfeat.errors import DeepfeatError
 from deepfeat.report.markup import Markup, element, join, name
 from deepfeat.report.pictures import GALLERY_EDGE, Loaded, load_pictures, overlay, picture_source
-from deepfeat.report.scores import Scores
 from deepfeat.report.tables import class_name, legend
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepfeat.curves import scored_rows
 from deepfeat.errors import UsageError
 from deepfeat.report import sections, tables
 from deepfeat.report.gallery import Explain
 from deepfeat.report.markup import Markup, element
 from deepfeat.report.projection import METHODS
-from deepfeat.report.scores import scored_rows
 from deepfeat.report.sources import find_sources
 
 if TYPE_CHECKING:

@@ -94,7 +94,8 @@ def overlay(picture: Image.Image, evidence: Any) -> Image.Image:
     """
     values = np.asarray(evidence, float)
     strongest = np.abs(values).max() or 1.0
-    scaled = Image.fromarray((values / strongest).astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    # A bicubic filter would overshoot, and so show evidence of the other sign about a peak.
+    scaled = Image.fromarray((values / strongest).astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(scaled), -1, 1)[..., None]
     tint = np.where(strength > 0, (226.0, 59.0, 46.0), (40.0, 110.0, 220.0))
     opacity = 0.75 * np.abs(strength)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deepfeat.curves import Scores
 from deepfeat.report import figures, tables
 from deepfeat.report.gallery import Explain, gallery, hardest_errors
 from deepfeat.report.markup import Markup, element, join, name, share
 from deepfeat.report.pictures import THUMBNAIL_EDGE, load_pictures, make_sheets
 from deepfeat.report.projection import project
-from deepfeat.report.scores import Scores
 from deepfeat.report.sources import Sources
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.bootstrap import PER_CLASS
+from deepfeat.curves import Scores
 from deepfeat.report.charts import colour
 from deepfeat.report.markup import Markup, element, join, name, share
-from deepfeat.report.scores import Scores
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
@@ -266,7 +266,7 @@ def _blocks_table(blocks: Sequence[dict[str, Any]]) -> Markup:
 
 def class_name(number: int, label: Any) -> Markup:
     """A label behind the colour of its class."""
-    return element("span", element("i", class_=f"swatch {colour(number)}"), name(label), class_="class")
+    return element("span", element("i", class_=f"swatch {colour(number)}"), name(label), class_="class", title=label)
 
 
 def legend(scores: Scores, numbers: Iterable[int], notes: dict[int, str] | None = None) -> Markup:

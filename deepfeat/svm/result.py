@@ -193,6 +193,25 @@ class SVMResult:
             seed=seed,
         )
 
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw confusion matrix, ROC and precision-recall curves and, where calibrated, reliability, for a paper.
+
+        Dots are operating points; bands and whiskers hold 95 % of a bootstrap of whole groups.
+
+        Parameters
+        ----------
+        path : path
+            Its ending decides the format: .png, .svg or .pdf.
+
+        Raises
+        ------
+        UsageError
+            If matplotlib is not installed.
+        """
+        from deepfeat.plots import draw_result
+
+        draw_result(self, path)
+
     def _shown_threshold(self) -> list[str]:
         if self.threshold is None:
             return []

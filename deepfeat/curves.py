@@ -1,4 +1,4 @@
-"""The scored rows of a result as arrays, and the curves that are drawn of them."""
+"""The scored rows of a result as arrays, and the curves that reports and plots draw of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 #: Resamples behind the bands of curves, which need fewer than the numbers in tables.
 N_RESAMPLES = 200
+
+#: Classes that get a curve.
+MOST_CLASSES = 12
 
 #: Where the bands of curves are computed.
 _GRID = np.linspace(0, 1, 101)
@@ -89,6 +92,14 @@ def scored_rows(result: SVMResult) -> Scores:
         probabilities=rows[chances].to_numpy(float) if chances[0] in rows else None,
         counts=draw_counts(rows["group"].to_numpy(), N_RESAMPLES),
     )
+
+
+def shown_classes(result: SVMResult, scores: Scores) -> list[int]:
+    """Numbers of the classes that get a curve: the positive one, or those with the most images."""
+    if result.positive is not None:
+        return [1]
+    support = np.bincount(scores.truth, minlength=len(scores.classes))
+    return sorted(np.argsort(-support, kind="stable")[:MOST_CLASSES].tolist())
 
 
 def roc(scores: Scores, number: int) -> Curve | None:
