@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from sklearn.svm import SVC, LinearSVC
 
 import deepfeat
 from deepfeat.errors import UsageError
-from deepfeat.svm import newton, resources
+from deepfeat.svm import newton, paths, resources, systems
 from deepfeat.svm.cholesky import Factor
 from deepfeat.svm.gram import Block, Products, split_columns
 from deepfeat.svm.linear_path import CONVERGED, solve_path
-from deepfeat.svm.systems import conjugate_gradients, factorise
+from deepfeat.svm.resources import in_threads
+from deepfeat.svm.systems import Gram, conjugate_gradients, factorise
 
 VALUES = [1e-4, 1e-2, 1.0]
 
@@ -373,13 +375,69 @@ def test_factor_of_an_indefinite_matrix():
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         Factor(np.diag([1.0, -1.0]))
     with pytest.raises(np.linalg.LinAlgError, match="not even with a ridge"):
-        factorise(np.diag([1.0, -1.0]), 1.0, 0.0)
+        factorise(lambda: np.diag([1.0, -1.0]), 0.0)
 
 
 def test_factor_of_a_matrix_that_rounding_made_indefinite():
     x = np.ones((3, 1), np.float32)
-    factor = factorise(x @ x.T - np.float32(1e-7) * np.eye(3, dtype=np.float32), 1.0, 0.0)
+    factor = factorise(lambda: x @ x.T - np.float32(1e-7) * np.eye(3, dtype=np.float32), 0.0)
     assert np.isfinite(factor.solve(np.ones(3))).all()
+
+
+def test_final_fit_is_left_to_scikit_learn_where_the_engine_does_not_converge(monkeypatch):
+    X, y = problem("tall")
+    solved = paths.solve_path
+
+    def unsettled(rows, *args, **options):
+        path = solved(rows, *args, **options)
+        return path if len(rows) < len(X) else path._replace(coef=0 * path.coef, gap=path.gap + 1)
+
+    monkeypatch.setattr(paths, "solve_path", unsettled)
+    found = engine_fit(X, y, 0.01, None).decision_function(X)
+    expected = engine_fit(X, y, 0.01, None, refit="sklearn").decision_function(X)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_direction_of_rounding_alone_leads_nowhere():
+    rng = np.random.default_rng(0)
+    rows, signs = rng.normal(size=(30, 4)), np.where(rng.random(30) < 0.5, -1.0, 1.0)
+    pieces = newton.Pieces(np.full(30, 2.0), np.zeros(30), np.full(30, np.inf))
+    state = newton.State(30, 4)
+    state.w = rng.normal(size=4)
+    state.f = rows @ state.w
+    for scale in (1e-17, 1e-15):
+        direction = scale * rng.normal(size=4)
+        length = newton.search_line(pieces, signs, state, direction, np.zeros(30) - scale)
+        assert 0 <= length <= 10
+
+
+def test_products_are_remembered_up_to_a_capacity():
+    rows = np.random.default_rng(0).normal(size=(40, 5))
+    gram = Gram(rows, 12)
+    for wanted in ([3, 7, 9], [1, 3, 9, 20], [30, 31], [5, 6, 8, 10, 11, 12, 13, 14], [1, 3], range(12)):
+        numbers = np.array(wanted)
+        np.testing.assert_allclose(gram.of(numbers), rows[numbers] @ rows[numbers].T, atol=1e-12)
+
+
+def test_threads_share_the_products():
+    rows = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+    gram, rng = Gram(rows, 200), np.random.default_rng(1)
+    wanted = [np.sort(rng.choice(300, 120, replace=False)) for _ in range(60)]
+    found = in_threads([partial(gram.of, numbers) for numbers in wanted], 4)
+    for numbers, products in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(products, rows[numbers] @ rows[numbers].T, atol=1e-4)
+
+
+def test_more_rows_than_are_remembered(monkeypatch):
+    X, y = make_classification(300, 10, n_informative=5, n_classes=3, random_state=0)
+    rows = np.hstack([X, np.ones((300, 1))])
+    signs = np.where(y[:, None] == np.arange(3), 1.0, -1.0)
+    values = [1e-3, 1e-1, 10.0]
+    usual = solve_path(rows, signs, np.ones((300, 3)), values)
+    monkeypatch.setattr(systems, "_FEW", 20)
+    monkeypatch.setattr(systems, "_REMEMBERED", 27)
+    few = solve_path(rows, signs, np.ones((300, 3)), values, n_jobs=2)
+    np.testing.assert_allclose(few.coef, usual.coef, atol=1e-5 * np.abs(usual.coef).max())
 
 
 def test_conjugate_gradients_say_whether_they_reached_the_goal():

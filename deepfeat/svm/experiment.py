@@ -21,7 +21,7 @@ from deepfeat.svm.procedure import Learned, Outcome, Procedure
 from deepfeat.svm.record import describe_fit
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Samples, binarise, load_samples
-from deepfeat.svm.search import CLASSIFIERS, LOSSES, PARAMETERS, check_class_weights, make_svm
+from deepfeat.svm.search import CLASSIFIERS, LOSSES, PARAMETERS, Search, check_class_weights, converged, make_svm
 from deepfeat.svm.selection import is_choice
 
 #: What does the work: the engine for the kind of SVM, or scikit-learn.
@@ -234,7 +234,7 @@ def fit_svm(
         threshold=learned.threshold,
         wish=str(wish) if isinstance(wish, Wish) else None,
         engine="sklearn" if engine == "sklearn" else _ENGINE_NAMES[type(svm)],
-        warnings=[*samples.notes, *describe_seen(samples, train), *_doubts(learned.search.cv_results)],
+        warnings=[*samples.notes, *describe_seen(samples, train), *_doubts(learned.search)],
         provenance=describe_fit(samples, learned.samples.blocks, train, folds, settings, time.perf_counter() - started),
     )
 
@@ -379,11 +379,14 @@ def _predictions(
     return table
 
 
-def _doubts(cv_results: pd.DataFrame) -> list[str]:
+def _doubts(found: Search) -> list[str]:
+    cv_results = found.cv_results
     best = cv_results.loc[cv_results["rank"].idxmin()]
     doubts = [f"the best {name} is at the edge of its grid: widen it" for name in best["at_edge"]]
     if not best["converged"]:
         doubts.append("the chosen SVM did not converge: its numbers may change with more iterations or a smaller C")
+    if not converged(found.pipeline):
+        doubts.append("the final fit did not converge: its decision values are not those of the optimum")
     unsettled = int((~cv_results["converged"]).sum())
     if unsettled:
         doubts.append(f"{unsettled} of {len(cv_results)} candidates did not converge, see cv_results")

@@ -30,6 +30,9 @@ MAX_STEPS, MAX_ROUNDS = 100, 100
 #: Whole steps without fewer changes of the active rows, before steps of the best length are taken.
 _PATIENCE = 3
 
+#: Longest step along a direction, where 1 leads to the minimum of the piece.
+_LONGEST = 10.0
+
 #: A round of new multipliers that leaves more than this part of the gap doubles the slope for the next.
 _PROGRESS = 0.2
 
@@ -163,12 +166,13 @@ def minimise(problem: Problem, C: float, pieces: Pieces, state: State, systems: 
 def search_line(pieces: Pieces, signs: np.ndarray, state: State, direction: np.ndarray, product: np.ndarray) -> float:
     """Find the minimum of a piecewise quadratic along a direction of descent.
 
-    Its derivative is piecewise linear and grows: Newton's method on it, kept inside a bracket, ends on the root.
+    Its derivative is piecewise linear and grows: Newton's method on it, kept inside a bracket, ends on the root. The
+    bracket is bounded, since a direction that is rounding alone promises a descent at any length.
     """
     change, here = signs * product, pieces.unclipped(signs, state.f)
     first, square = state.w @ direction, direction @ direction
     start = abs(first - np.clip(here, 0, pieces.cap) @ change)
-    low, high, length = 0.0, np.inf, 1.0
+    low, high, length = 0.0, _LONGEST, 1.0
     for _ in range(50):
         u = here - length * pieces.slope * change
         derivative = first + length * square - np.clip(u, 0, pieces.cap) @ change
@@ -177,6 +181,5 @@ def search_line(pieces: Pieces, signs: np.ndarray, state: State, direction: np.n
         low, high = (length, high) if derivative < 0 else (low, length)
         curvature = square + (pieces.slope * change**2)[pieces.are_active(u)].sum()
         newton = length - derivative / curvature
-        halfway = 2 * length if np.isinf(high) else 0.5 * (low + high)
-        length = newton if low < newton < high else halfway
+        length = newton if low < newton < high else 0.5 * (low + high)
     return float(length)

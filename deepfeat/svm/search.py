@@ -222,7 +222,7 @@ def exact_search(
     extend : bool
         Whether to widen the grid as long as the best value is at its edge, up to `LIMITS`.
     refit : {"auto", "sklearn"}
-        Whether the pipeline is fitted by the engine, or by scikit-learn.
+        Whether the pipeline is fitted by the engine, or by scikit-learn, as it is where the engine did not converge.
     """
     scores = _Scores(pipeline, X, y, folds, scoring, use)
     scores.add(list(ParameterGrid({name: list(values) for name, values in grid.items()})))
@@ -233,11 +233,12 @@ def exact_search(
         grid, fresh = wider
         scores.add(fresh)
     best = dict(scores.candidates[scores.best])
-    if refit == "sklearn":
+    path = None if refit == "sklearn" else fit_path(pipeline, X, y, [best], use)
+    if path is not None and path.converged.all():
+        fitted = path.estimator(0)
+    else:
         prefix = svm_prefix(pipeline)
         fitted = clone(pipeline).set_params(**{prefix + name: value for name, value in best.items()}).fit(X, y)
-    else:
-        fitted = fit_path(pipeline, X, y, [best], use).estimator(0)
     return Search(fitted, best, scores.table(grid), scores.out_of_fold())
 
 

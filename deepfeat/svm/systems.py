@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,9 @@ _FORCING, _STALE, _MAX_ITERATIONS = 1e-3, 10, 50
 #: The system of the dual variables is solved up to this many times as many active rows as coefficients.
 _FEW = 1.25
 
+#: Rows whose products with one another are remembered, as a multiple of the coefficients.
+_REMEMBERED = 3
+
 #: Part of the active rows that a kept factor must have been made with, and part of all rows that counts as nearly all.
 _KNOWN, _NEARLY_ALL = 0.9, 0.9
 
@@ -40,11 +43,14 @@ class Rows:
     rows : ndarray of shape (n, p), float32 or float64
     moment : ndarray of shape (p, p)
         Rows transposed times rows.
+    gram : Gram
+        Products of rows with one another.
     """
 
     def __init__(self, rows: np.ndarray, moment: np.ndarray | None = None) -> None:
         self.rows = rows
         self.moment = rows.T @ rows if moment is None else moment
+        self.gram = Gram(rows, min(len(rows), _REMEMBERED * rows.shape[1]))
         self._lock = threading.RLock()
         self._factors: dict[int, Factor] = {}
 
@@ -53,7 +59,7 @@ class Rows:
         power = round(math.log2(scale))
         with self._lock:
             if power not in self._factors:
-                self._factors[power] = factorise(self.moment, 2.0**power, 1.0)
+                self._factors[power] = factorise(partial(scaled, self.moment, 2.0**power), 1.0)
             return self._factors[power]
 
     @cached_property
@@ -73,7 +79,7 @@ class Systems:
 
     def __init__(self, shared: Rows) -> None:
         self._shared, self._rows = shared, shared.rows
-        self._moment, self._gram = _Moment(shared), _Gram(shared.rows)
+        self._moment = _Moment(shared)
         self._hessian: tuple[float, Factor] | None = None
         self._kernel: tuple[np.ndarray, Factor] | None = None
 
@@ -131,7 +137,7 @@ class Systems:
             return _extend(*self._kernel, active, ridge + np.einsum("ij,ij->i", rows, rows))
 
         def new() -> Apply:
-            self._kernel = active, factorise(self._gram.of(active), 1.0, ridge)
+            self._kernel = active, factorise(partial(self._shared.gram.of, active), ridge)
             return self._kernel[1].solve
 
         def turned(precondition: Apply) -> Apply:
@@ -165,7 +171,7 @@ class Systems:
             return self._hessian[1].solve
 
         def new() -> Apply:
-            self._hessian = scale, factorise(self._moment.settle(), scale, 1.0)
+            self._hessian = scale, factorise(partial(scaled, self._moment.settle(), scale), 1.0)
             return self._hessian[1].solve
 
         ways = [new]
@@ -215,35 +221,43 @@ class _Moment:
         return self._matrix
 
 
-class _Gram:
-    """Products of rows with one another, computed for rows when they are first asked for."""
+class Gram:
+    """Products of rows with one another, computed for rows when they are first asked for.
 
-    def __init__(self, rows: np.ndarray) -> None:
-        self._rows = rows
-        self._matrix = np.empty((0, 0), rows.dtype)
+    Parameters
+    ----------
+    rows : ndarray of shape (n, p)
+    capacity : int
+        Rows that are remembered at most; asked for more, it forgets and begins anew.
+    """
+
+    def __init__(self, rows: np.ndarray, capacity: int) -> None:
+        self._rows, self._lock = rows, threading.Lock()
+        # Memory is taken by what is written, not by what is reserved.
+        self._matrix = np.empty((capacity, capacity), rows.dtype)
         self._place = np.full(len(rows), -1)
         self._known = np.empty(0, int)
 
     def of(self, wanted: np.ndarray) -> np.ndarray:
         """Return a new array of the products of the wanted rows."""
-        fresh = wanted[self._place[wanted] < 0]
-        if len(fresh) > len(wanted) / 2:
-            self._place[:] = -1
-            self._known, fresh = fresh[:0], wanted
-        if len(fresh):
-            self._grow(fresh)
-        places = self._place[wanted]
-        return self._matrix[np.ix_(places, places)]
+        with self._lock:
+            fresh = wanted[self._place[wanted] < 0]
+            if len(self._known) + len(fresh) > len(self._matrix):
+                self._place[:] = -1
+                self._known, fresh = fresh[:0], wanted
+            if len(fresh):
+                self._grow(fresh)
+            places = self._place[wanted]
+            return self._matrix[np.ix_(places, places)]
 
     def _grow(self, fresh: np.ndarray) -> None:
         new, old = self._rows[fresh], len(self._known)
-        matrix = np.empty((old + len(fresh),) * 2, new.dtype)
-        matrix[:old, :old] = self._matrix[:old, :old]
-        matrix[:old, old:] = self._rows[self._known] @ new.T
+        matrix = self._matrix[: old + len(fresh), : old + len(fresh)]
+        np.matmul(self._rows[self._known], new.T, out=matrix[:old, old:])
         matrix[old:, :old] = matrix[:old, old:].T
-        matrix[old:, old:] = new @ new.T
-        self._place[fresh] = np.arange(old, len(matrix))
-        self._matrix, self._known = matrix, np.concatenate([self._known, fresh])
+        np.matmul(new, new.T, out=matrix[old:, old:])
+        self._place[fresh] = np.arange(old, old + len(fresh))
+        self._known = np.concatenate([self._known, fresh])
 
 
 def _extend(known: np.ndarray, factor: Factor, wanted: np.ndarray, diagonal: np.ndarray) -> Apply:
@@ -308,8 +322,14 @@ def conjugate_gradients(
     return x, r, bool(np.linalg.norm(r) <= goal)
 
 
-def factorise(matrix: np.ndarray, scale: float, ridge: np.ndarray | float) -> Factor:
-    """Factorise scale * matrix + ridge, with a larger ridge where rounding makes that indefinite.
+def factorise(make: Callable[[], np.ndarray], ridge: np.ndarray | float) -> Factor:
+    """Factorise a matrix plus a ridge, with a larger ridge where rounding makes that indefinite.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the matrix, which is overwritten by its factor, anew.
+    ridge : ndarray of shape (p,) or float
 
     Raises
     ------
@@ -318,13 +338,18 @@ def factorise(matrix: np.ndarray, scale: float, ridge: np.ndarray | float) -> Fa
     """
     more = 0.0
     while more < 1e-2:
-        total = matrix * matrix.dtype.type(scale)
-        np.fill_diagonal(total, total.diagonal() * (1 + more) + ridge)
+        matrix = make()
+        np.fill_diagonal(matrix, matrix.diagonal() * (1 + more) + ridge)
         try:
-            return Factor(total)
+            return Factor(matrix)
         except np.linalg.LinAlgError:
             more = 10 * max(more, float(np.finfo(matrix.dtype).eps))
     raise np.linalg.LinAlgError("the matrix is not positive definite, not even with a ridge")
+
+
+def scaled(matrix: np.ndarray, scale: float) -> np.ndarray:
+    """Return a new array, scale * matrix, in the precision of the matrix."""
+    return matrix * matrix.dtype.type(scale)
 
 
 def scatter(values: np.ndarray, where: np.ndarray, n: int) -> np.ndarray:
