@@ -56,10 +56,13 @@ def demo(arguments: argparse.Namespace) -> None:
     write_digits(images)
     deepfeat.extract(images, "EfficientNetLite0", cache)
     print("Choosing C by cross-validation and scoring the held-out fifth", file=sys.stderr)
-    result = deepfeat.fit_svm(cache, test=0.2, param_grid={"C": [1e-4, 1e-3, 1e-2]}, n_jobs=arguments.jobs)
+    options = {"param_grid": {"C": [1e-4, 1e-3, 1e-2]}, "calibrate": True, "n_jobs": arguments.jobs}
+    result = deepfeat.fit_svm(cache, test=0.2, **options)
     values = result.metrics["value"]
     print(f"accuracy           {values['accuracy']:.3f}")
     print(f"balanced accuracy  {values['balanced_accuracy']:.3f}")
+    result.report(folder / "report.html", title="scikit-learn's digits")
+    print(f"report             {folder / 'report.html'}")
     print("\nOn a folder of your own, with one sub-folder per class:")
     print("  deepfeat extract my_images --backbone EfficientNetLite0 --cache features.h5")
     print("  deepfeat fit features.h5 --test 0.2")

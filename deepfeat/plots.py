@@ -112,7 +112,8 @@ def draw_result(result: SVMResult, path: str | os.PathLike[str]) -> None:
     panels[1].plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
     points = (each["recall"], each["precision"])
     _draw_bands(panels[2], scores, numbers, precision_recall, ("recall", "precision"), points)
-    panels[1].legend(fontsize=8, frameon=False, loc="lower right")
+    for text in panels[1].legend(fontsize=8, frameon=False, loc="lower right").get_texts():
+        text.set_parse_math(False)
     if calibrated:
         _draw_reliability(panels[3], scores)
     figure.savefig(path)

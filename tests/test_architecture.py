@@ -24,7 +24,9 @@ STAGE_2 = (
     "deepfeat.splits",
     "deepfeat.svm",
     "deepfeat.evaluation",
+    "deepfeat.curves",
     "deepfeat.plots",
+    "deepfeat.report",
 )
 
 

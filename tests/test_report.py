@@ -300,6 +300,39 @@ def test_data_section_counts_images_and_groups(arrays, tmp_path):
     rows = re.findall(r"<tr>(.*?)</tr>", section(written(result, tmp_path), "data"), re.DOTALL)
     numbers = [[int(n) for n in re.findall(r"<td>(\d+)</td>", row)] for row in rows[1:3]]
     assert numbers == [[20, 5, 12, 3, 8, 2]] * 2
+    assert "40 images in 10 groups, of which 10 have several images (at most 4)" in section(
+        written(result, tmp_path), "data"
+    )
+
+
+def test_images_without_groups_are_told_from_groups(arrays, tmp_path):
+    result = deepfeat.fit_svm(arrays[:2], test=None, cv=2, param_grid={"C": [0.01]})
+    assert "40 images, each a group by itself" in section(written(result, tmp_path), "data")
+
+
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_plot_is_a_figure_of_hostile_labels(result, melanoma, tmp_path, ending, start):
+    for number, one in enumerate((result, melanoma)):
+        path = tmp_path / f"{number}.{ending}"
+        one.plot(path)
+        assert path.read_bytes().startswith(start)
+
+
+def test_plot_draws_the_numbers_of_the_result(result, tmp_path):
+    from deepfeat import plots
+
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        new_figure = plots._new_figure
+        patch.setattr(plots, "_new_figure", lambda size: drawn.append(new_figure(size)) or drawn[-1])
+        result.plot(tmp_path / "figure.png")
+    confusion, curves, _, calibration = drawn[0].axes
+    assert [int(text.get_text()) for text in confusion.texts] == result.confusion.to_numpy().ravel().tolist()
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == list(result.classes)
+    points = [line.get_xydata()[0] for line in curves.lines if line.get_marker() == "o"]
+    expected = np.column_stack([1 - result.per_class["specificity"], result.per_class["recall"]])
+    np.testing.assert_allclose(points, expected)
+    assert calibration.get_xlabel() == "predicted probability"
 
 
 def test_map_and_gallery_say_how_much_they_show(result, tmp_path):

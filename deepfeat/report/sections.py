@@ -94,11 +94,18 @@ def _small_classes(scores: Scores) -> list[str]:
 def data(result: SVMResult) -> Markup:
     """Classes, groups and split."""
     sizes = result.predictions["group"].value_counts()
-    text = (
-        f"{len(result.predictions):,} images in {len(sizes):,} groups, of which {int((sizes > 1).sum()):,} have "
-        f"several images (at most {int(sizes.max()):,}). A group is a patient or lesion, or files that are equal byte "
-        "for byte; its images belong on one side of every split."
-    )
+    several, images = int((sizes > 1).sum()), f"{len(result.predictions):,} images"
+    if several:
+        text = (
+            f"{images} in {len(sizes):,} groups, of which {several:,} have several images (at most "
+            f"{int(sizes.max()):,}). A group is a patient or lesion, or files that are equal byte for byte; its images "
+            "belong on one side of every split."
+        )
+    else:
+        text = (
+            f"{images}, each a group by itself. If several are of one patient or lesion, and the table does not say so, "
+            "the numbers are too good."
+        )
     return join(element("p", text), tables.data_table(result), tables.fold_table(result))
 
 
