@@ -398,6 +398,25 @@ def test_store_that_moved(result, store, tmp_path):
     assert section(written(gone, tmp_path, features=store), "map").count('class="point') == 60
 
 
+def test_map_of_folds_says_that_they_flatter(result, tmp_path):
+    [block] = result.provenance["blocks"]
+    folds = [{**block, "name": "skin@folds", "keys": [block["key"], "another"]}]
+    page = written(replace(result, provenance={**result.provenance, "blocks": folds}), tmp_path)
+    assert "Of skin@folds, this is the network of the first fold" in section(page, "map")
+    assert "first fold" not in section(written(result, tmp_path), "map")
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], ["0", "1"], list(range(40))])
+def test_labels_of_any_type_and_number(labels, tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.array(labels), 6)
+    X = rng.normal(size=(len(y), 4)) + np.repeat(np.arange(len(labels)), 6)[:, None]
+    result = deepfeat.fit_svm((X, y), test=None, cv=2, param_grid={"C": [0.1]}, calibrate=True)
+    page = written(result, tmp_path, features=(X, y))
+    assert len(re.findall(r'<polyline [^>]*class="curve k', section(page, "curves"))) == 2 * min(12, len(labels))
+    assert section(page, "confusion").count("<b>") == len(labels) ** 2
+
+
 def test_warnings_come_first(result, tmp_path):
     torn = result.predictions.assign(group=0)
     page = written(replace(result, predictions=torn, warnings=["look <here>"]), tmp_path)

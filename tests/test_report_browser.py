@@ -243,6 +243,38 @@ def test_only_errors_and_without_activation_maps(browser):
     assert count_shown(browser, ".overlay") == 0
 
 
+CONTRAST = """
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const luminance = (colours) => {
+        canvas.clearRect(0, 0, 1, 1);
+        for (const colour of colours) {
+            canvas.fillStyle = colour;
+            canvas.fillRect(0, 0, 1, 1);
+        }
+        const linear = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => value / 255)
+            .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    };
+    const own = (part) => getComputedStyle(part).backgroundColor;
+    const behind = (part) => (part ? [...behind(part.parentElement), own(part)] : ["white"]);
+    const written = (part) => [...part.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    const parts = [...document.querySelectorAll("body *")].filter((part) => written(part) && part.checkVisibility());
+    return parts.filter((part) => !part.closest("svg, script, style, .skip")).map((part) => {
+        const [a, b] = [behind(part), [...behind(part), getComputedStyle(part).color]].map(luminance);
+        return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), part.outerHTML.slice(0, 90)];
+    });
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(browser, scheme):
+    """By 4.5 to 1 at least, as the Web Content Accessibility Guidelines 2.2 ask for, criterion 1.4.3."""
+    look(browser, scheme=scheme)
+    found = browser.execute_script(CONTRAST)
+    assert len(found) > 200
+    assert [part for part in found if part[0] < 4.5] == []
+
+
 def brightness(driver):
     colour = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     return np.mean([int(part) for part in colour.strip("rgb()").split(",")])

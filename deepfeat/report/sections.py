@@ -103,8 +103,8 @@ def data(result: SVMResult) -> Markup:
         )
     else:
         text = (
-            f"{images}, each a group by itself. If several are of one patient or lesion, and the table does not say so, "
-            "the numbers are too good."
+            f"{images}, each a group by itself. If several are of one patient or lesion, and the table does not say "
+            "so, the numbers are too good."
         )
     return join(element("p", text), tables.data_table(result), tables.fold_table(result))
 
@@ -194,6 +194,11 @@ def embedding(scores: Scores, sources: Sources, method: str, n_points: int, seed
         f"{which}, as the features place them, by {_METHODS[method]}. Colours are true classes; errors are ringed. "
         f"Point at an image, or use the arrow keys, to see it.{absent}"
     )
+    if sources.folds:
+        text += (
+            f" Of {', '.join(sources.folds)}, this is the network of the first fold, which has seen most of these "
+            "images and sets them apart better than new ones."
+        )
     return join(element("p", text), figures.embedding_map(scores, rows, places, make_sheets(known), cells))
 
 

@@ -26,7 +26,9 @@ class Sources:
     ----------
     store : FeatureStore or None
     keys : list of str
-        The blocks of the store that the classifier was fitted on.
+        The blocks of the store that the classifier was fitted on; of folds put together, the first.
+    folds : list of str
+        Names of the blocks that are folds put together.
     array : ndarray of shape (n, dim) or None
         What it was fitted on instead of a store.
     lacking : str or None
@@ -37,6 +39,7 @@ class Sources:
 
     store: FeatureStore | None
     keys: list[str]
+    folds: list[str]
     array: np.ndarray | None
     lacking: str | None
     paths: Mapping[str, str]
@@ -62,12 +65,14 @@ def find_sources(result: SVMResult, features: Any, images: Any) -> Sources:
         If a store that was named cannot be read, or lacks a block or an image.
     """
     store, array, lacking = _find_features(result, features)
-    keys = [block["key"] for block in result.provenance.get("blocks", []) if "key" in block]
+    blocks = [block for block in result.provenance.get("blocks", []) if "key" in block]
+    keys = [block["key"] for block in blocks]
+    folds = [block["name"] for block in blocks if len(block.get("keys", ())) > 1]
     if features is not None and store is not None:
         for key in keys:
             store.find(key)
         store.positions(result.predictions.index.tolist())
-    return Sources(store, keys, array, lacking, _find_paths(result, store, images))
+    return Sources(store, keys, folds, array, lacking, _find_paths(result, store, images))
 
 
 def _find_features(result: SVMResult, features: Any) -> tuple[FeatureStore | None, np.ndarray | None, str | None]:

@@ -321,9 +321,8 @@ def _fill(ratio: float, number: int) -> Markup:
 
 
 def _heat(shown: Markup, strength: float, kind: str, note: str) -> Markup:
-    strong = " strong" if strength > 0.55 else ""
     content = (shown, element("span", note, class_="note"))
-    return element("td", content, class_=f"{kind}{strong}", style=f"--share:{strength:.3f}")
+    return element("td", content, class_=kind, style=f"--share:{strength:.3f}")
 
 
 def _text(value: Any) -> Any:
