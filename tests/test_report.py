@@ -433,7 +433,7 @@ def test_grid_of_two_parameters_and_class_weights(arrays, tmp_path):
     result = deepfeat.fit_svm(arrays, kernel="rbf", test=None, cv=2, param_grid=grid, class_weight=["balanced", None])
     text = section(written(result, tmp_path), "grid")
     assert len(re.findall(r"± 0\.\d{3}", text)) == 8
-    assert text.count("class weights") == 2
+    assert text.count("class weights: ") == 2
     assert text.count("· chosen") == 1
     best = result.cv_results.loc[result.cv_results["rank"].idxmin()]
     assert text.count("is at the edge of its grid") == len(best["at_edge"]) > 0

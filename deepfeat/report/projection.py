@@ -13,9 +13,6 @@ METHODS = ("tsne", "pca")
 #: Principal components that t-SNE starts from.
 _N_COMPONENTS = 50
 
-#: Fewer images than this are the work of one thread.
-_FEW = 500
-
 
 def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
     """Place images on a plane, near to those with similar features.
@@ -45,8 +42,8 @@ def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
     if method == "tsne" and len(places) > 3:
         perplexity = min(30.0, (len(places) - 1) / 3)
         init = "pca" if n_components > 1 else "random"
-        # Threads wait for one another a thousand times, which takes longer than the work on few images.
-        with threadpool_limits(1 if len(places) < _FEW else None):
+        # Threads wait for one another in every one of a thousand steps: beside other work they take longer than one.
+        with threadpool_limits(1):
             places = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(places)
     places = np.pad(places, ((0, 0), (0, max(0, 2 - places.shape[1]))))[:, :2]
     if min(places.shape) > 1:

@@ -115,21 +115,23 @@ def metrics(result: SVMResult) -> Markup:
         "Intervals are the middle 95 % of a bootstrap that draws whole groups with replacement: what other images of "
         "the same kind would do to the number, with the classifier as it is."
     )
-    return join(element("p", text), tables.metrics_table(result), _nested(result))
-
-
-def _nested(result: SVMResult) -> Markup | None:
     if result.nested is None:
-        return None
-    text = (
+        return join(element("p", text), tables.metrics_table(result))
+    # Without a test the two would show the same numbers.
+    plain = None if result.evaluated_on == "nested" else tables.metrics_table(result)
+    told = (
         "In the nested estimate everything is chosen anew on the training part of each outer fold. Plain is the "
         "out-of-fold score at the chosen parameters, and optimism is how much that flatters."
     )
-    choices = None
-    if result.nested_choices is not None:
-        chosen = tables.frame_table(result.nested_choices.reset_index())
-        choices = element("details", element("summary", "What each outer fold chose"), chosen)
-    return join(element("h3", "Nested estimate"), element("p", text), tables.nested_table(result.nested), choices)
+    parts = [element("h3", "Nested estimate"), element("p", told), tables.nested_table(result.nested)]
+    return join(element("p", text), plain, parts, _choices(result))
+
+
+def _choices(result: SVMResult) -> Markup | None:
+    if result.nested_choices is None:
+        return None
+    chosen = tables.frame_table(result.nested_choices.reset_index())
+    return element("details", element("summary", "What each outer fold chose"), chosen)
 
 
 def confusion(result: SVMResult) -> Markup:

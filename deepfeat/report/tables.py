@@ -27,6 +27,9 @@ TITLES = {
     "average_precision": "average precision",
     "brier": "Brier score",
 }
+#: What a value and its interval are called, and what their columns end in.
+_ENDS = (("value", ""), ("low", "_low"), ("high", "_high"))
+
 _HEADLINES = {
     True: ("balanced_accuracy", "recall", "specificity", "auroc"),
     False: ("balanced_accuracy", "accuracy", "f1_macro", "auroc_macro"),
@@ -97,11 +100,15 @@ def metrics_table(result: SVMResult) -> Markup:
     """Every metric over all classes, in two columns."""
     heads = [element("th", text, scope="col", class_="left") for text in ("metric", "value and 95 % interval")]
     body = [
-        element("tr", element("th", metric_title(str(metric)), scope="row"), element("td", _interval(row)))
+        element(
+            "tr", element("th", metric_title(str(metric)), scope="row"), element("td", _interval(row), class_="left")
+        )
         for metric, row in result.metrics.iterrows()
     ]
     half = -(-len(body) // 2)
-    return element("div", (_table(heads, part) for part in (body[:half], body[half:]) if part), class_="pair")
+    return element(
+        "div", (_table(heads, part, class_="lines") for part in (body[:half], body[half:]) if part), class_="pair"
+    )
 
 
 def nested_table(nested: pd.DataFrame) -> Markup:
@@ -112,13 +119,13 @@ def nested_table(nested: pd.DataFrame) -> Markup:
         element(
             "tr",
             element("th", metric_title(str(metric)), scope="row"),
-            element("td", _interval(row)),
+            element("td", _interval(row), class_="left"),
             element("td", share(row["plain"])),
             element("td", f"{row['optimism']:+.3f}"),
         )
         for metric, row in nested.iterrows()
     ]
-    return _table(heads, body)
+    return _table(heads, body, class_="lines")
 
 
 def per_class_table(result: SVMResult) -> Markup:
@@ -128,13 +135,10 @@ def per_class_table(result: SVMResult) -> Markup:
     body = []
     for number, (label, row) in enumerate(result.per_class.iterrows()):
         cells = [
-            element("td", _interval({end: row[m + tail] for end, tail in (("value", ""), *_ENDS)})) for m in PER_CLASS
+            element("td", _interval({end: row[m + tail] for end, tail in _ENDS}), class_="left") for m in PER_CLASS
         ]
         body.append(element("tr", _class_head(number, label), element("td", f"{int(row['support']):,}"), cells))
     return _table(heads, body)
-
-
-_ENDS = (("low", "_low"), ("high", "_high"))
 
 
 def confusion_table(confusion: pd.DataFrame) -> Markup:
@@ -169,12 +173,16 @@ def confusion_table(confusion: pd.DataFrame) -> Markup:
 def grid_tables(result: SVMResult) -> list[Markup]:
     """Cross-validated score of each candidate: C across; gamma and class weights, or the folds, down."""
     table = result.cv_results.copy()
-    table["weights"] = table["class_weight"].map(str) if "class_weight" in table else "None"
+    table["weights"] = (
+        ["none" if weight is None else str(weight) for weight in table["class_weight"]]
+        if "class_weight" in table
+        else "None"
+    )
     table["chosen"] = table.index == table["rank"].idxmin()
     parts = list(table.groupby("weights", sort=False))
     least, most = table["mean"].min(), table["mean"].max()
     return [
-        _grid_table(part, least, most, f"class weights {weights}" if len(parts) > 1 else None)
+        _grid_table(part, least, most, f"class weights: {weights}" if len(parts) > 1 else None)
         for weights, part in parts
     ]
 
