@@ -205,16 +205,18 @@ def test_sheets_hold_thumbnails_row_by_row():
     assert make_sheets([]) == []
 
 
-def test_overlay_is_red_for_and_blue_against():
-    evidence = np.array([[1.0, 0.0, -1.0]])
+def test_overlay_is_red_above_and_blue_below_the_mean():
+    evidence = np.array([[6.0, 5.0, 4.0]])
     shown = np.asarray(overlay(Image.new("RGB", (300, 100), (120, 120, 120)), evidence)).astype(int)
     left, middle, right = shown[50, 5], shown[50, 150], shown[50, 295]
     assert left[0] > left[2] + 60
     assert right[2] > right[0] + 60
     assert np.ptp(middle) < 10
     peak = np.asarray(overlay(Image.new("RGB", (300, 100), (120, 120, 120)), np.eye(5)[2:3])).astype(int)
-    assert (peak[..., 0] >= peak[..., 2]).all()
-    flat = np.asarray(overlay(Image.new("RGB", (30, 30), (120, 120, 120)), np.zeros((2, 2))))
+    # A quarter of the peak's strength is as far below the mean as all of the rest is.
+    assert peak[50, 150, 0] - peak[50, 150, 2] > 60
+    assert np.ptp((peak[..., 2] - peak[..., 0])[:, :90]) <= 2
+    flat = np.asarray(overlay(Image.new("RGB", (30, 30), (120, 120, 120)), np.full((2, 2), 3.0)))
     assert (flat == 120).all()
 
 
@@ -429,10 +431,11 @@ def test_warnings_come_first(result, tmp_path):
 
 
 def test_grid_of_two_parameters_and_class_weights(arrays, tmp_path):
-    grid = {"C": [0.1, 1], "gamma": [0.01, 0.1]}
+    grid = {"C": [0.1, 1], "gamma": ["scale", 0.1, 0.01]}
     result = deepfeat.fit_svm(arrays, kernel="rbf", test=None, cv=2, param_grid=grid, class_weight=["balanced", None])
     text = section(written(result, tmp_path), "grid")
-    assert len(re.findall(r"± 0\.\d{3}", text)) == 8
+    assert len(re.findall(r"± 0\.\d{3}", text)) == 12
+    assert re.findall(r'<th scope="row">(.*?)</th>', text) == ["0.01", "0.1", "scale"] * 2
     assert text.count("class weights: ") == 2
     assert text.count("· chosen") == 1
     best = result.cv_results.loc[result.cv_results["rank"].idxmin()]

@@ -62,7 +62,11 @@ def gallery(
     switch = None
     if any(evidence is not None for evidence in maps):
         box = element("input", type="checkbox", class_="show-maps", checked=True)
-        switch = element("label", box, " activation maps: red speaks for the predicted class, blue against it")
+        switch = element(
+            "label",
+            box,
+            " activation maps: red speaks more for the predicted class than the rest of the image, blue less",
+        )
     return join(
         element("div", legend(scores, present), switch, class_="bar-of-controls"),
         element("div", cards, class_="gallery"),

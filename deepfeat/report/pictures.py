@@ -85,7 +85,7 @@ def make_sheets(pictures: Sequence[Image.Image]) -> list[Sheet]:
 
 
 def overlay(picture: Image.Image, evidence: Any) -> Image.Image:
-    """Lay a map of evidence over a picture: red speaks for the class, blue against it.
+    """Lay a map of evidence over a picture: red is more than the map's mean, blue is less.
 
     Parameters
     ----------
@@ -93,6 +93,7 @@ def overlay(picture: Image.Image, evidence: Any) -> Image.Image:
     evidence : array of shape (height, width)
     """
     values = np.asarray(evidence, float)
+    values = values - values.mean()
     strongest = np.abs(values).max() or 1.0
     # A bicubic filter would overshoot, and so show evidence of the other sign about a peak.
     scaled = Image.fromarray((values / strongest).astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)

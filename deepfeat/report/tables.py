@@ -173,11 +173,7 @@ def confusion_table(confusion: pd.DataFrame) -> Markup:
 def grid_tables(result: SVMResult) -> list[Markup]:
     """Cross-validated score of each candidate: C across; gamma and class weights, or the folds, down."""
     table = result.cv_results.copy()
-    table["weights"] = (
-        ["none" if weight is None else str(weight) for weight in table["class_weight"]]
-        if "class_weight" in table
-        else "None"
-    )
+    table["weights"] = ["none" if weight is None else str(weight) for weight in table["class_weight"]]
     table["chosen"] = table.index == table["rank"].idxmin()
     parts = list(table.groupby("weights", sort=False))
     least, most = table["mean"].min(), table["mean"].max()
@@ -191,18 +187,21 @@ def _grid_table(part: pd.DataFrame, least: float, most: float, title: str | None
     columns = sorted(part["C"].unique())
     by_gamma = "gamma" in part
     folds = [] if by_gamma else [c for c in part if str(c).startswith("fold") and str(c)[4:].isdigit()]
-    ways = list(part.groupby("gamma", sort=True)) if by_gamma else [("mean of the folds", part)]
+    ways = [("mean of the folds", part)]
+    if by_gamma:
+        # gamma may be "scale".
+        ways = sorted(part.groupby("gamma", sort=False), key=lambda way: (isinstance(way[0], str), way[0]))
     heads = [element("th", "gamma" if by_gamma else ""), (element("th", f"C = {c:g}", scope="col") for c in columns)]
     body = []
     for way, rows in ways:
-        at = rows.set_index("C")
+        at = rows.drop_duplicates("C").set_index("C")
         head = element("th", f"{way:g}" if isinstance(way, float) else str(way), scope="row")
         body.append(
             element(
                 "tr", head, (_grid_cell(at.loc[c], least, most) if c in at.index else element("td") for c in columns)
             )
         )
-    at = part.set_index("C") if folds else part
+    at = part.drop_duplicates("C").set_index("C") if folds else part
     for fold in folds:
         cells = [element("td", share(at.loc[c, fold]), class_="quiet") for c in columns]
         body.append(element("tr", element("th", f"fold {fold[4:]}", scope="row", class_="quiet"), cells))
