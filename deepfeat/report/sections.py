@@ -121,7 +121,8 @@ def metrics(result: SVMResult) -> Markup:
     plain = None if result.evaluated_on == "nested" else tables.metrics_table(result)
     told = (
         "In the nested estimate everything is chosen anew on the training part of each outer fold. Plain is the "
-        "out-of-fold score at the chosen parameters, and optimism is how much that flatters."
+        "out-of-fold score at the chosen parameters, and optimism the difference: it flatters where that is above 0, "
+        "for losses and errors below 0."
     )
     parts = [element("h3", "Nested estimate"), element("p", told), tables.nested_table(result.nested)]
     return join(element("p", text), plain, parts, _choices(result))
