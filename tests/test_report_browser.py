@@ -275,8 +275,8 @@ def test_text_stands_out_from_what_is_behind_it(browser, scheme):
     assert [part for part in found if part[0] < 4.5] == []
 
 
-def brightness(driver):
-    colour = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+def brightness(driver, what="backgroundColor"):
+    colour = driver.execute_script("return getComputedStyle(document.body)[arguments[0]]", what)
     return np.mean([int(part) for part in colour.strip("rgb()").split(",")])
 
 
@@ -305,6 +305,7 @@ def test_print_is_light_and_holds_every_section(browser):
     media = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     assert brightness(browser) == 255
+    assert brightness(browser, "color") < 64
     assert not find(browser, "nav").is_displayed()
     assert find(browser, "#provenance").is_displayed()
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
