@@ -25,7 +25,6 @@ class Axis:
     form: str = "{:g}"
 
 
-#: From 0 to 1.
 def share_axis(name: str) -> Axis:
     """Axis from 0 to 1."""
     return Axis(0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1), name)

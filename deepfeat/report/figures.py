@@ -66,8 +66,7 @@ def _curve_chart(
 
 
 def _band(frame: Frame, number: int, curve: Curve, alone: str) -> Markup:
-    band = frame.band(curve.band_x, curve.low, curve.high, class_=f"band{alone} {colour(number)}", data_k=number)
-    return band
+    return frame.band(curve.band_x, curve.low, curve.high, class_=f"band{alone} {colour(number)}", data_k=number)
 
 
 def decisions(result: SVMResult, scores: Scores) -> Markup:
