@@ -56,10 +56,13 @@ def demo(arguments: argparse.Namespace) -> None:
     write_digits(images)
     deepfeat.extract(images, "EfficientNetLite0", cache)
     print("Choosing C by cross-validation and scoring the held-out fifth", file=sys.stderr)
-    result = deepfeat.fit_svm(cache, test=0.2, param_grid={"C": [1e-4, 1e-3, 1e-2]}, n_jobs=arguments.jobs)
+    options = {"param_grid": {"C": [1e-4, 1e-3, 1e-2]}, "calibrate": True, "n_jobs": arguments.jobs}
+    result = deepfeat.fit_svm(cache, test=0.2, **options)
     values = result.metrics["value"]
     print(f"accuracy           {values['accuracy']:.3f}")
     print(f"balanced accuracy  {values['balanced_accuracy']:.3f}")
+    result.report(folder / "report.html", title="scikit-learn's digits")
+    print(f"report             {folder / 'report.html'}")
     print("\nOn a folder of your own, with one sub-folder per class:")
     print("  deepfeat extract my_images --backbone EfficientNetLite0 --cache features.h5")
     print("  deepfeat fit features.h5 --test 0.2")
@@ -87,6 +90,49 @@ def extract(arguments: argparse.Namespace) -> None:
 
 def fit(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM on a feature store."""
+    result = _fit(arguments)
+    if arguments.report:
+        result.report(arguments.report)
+    if arguments.plot:
+        result.plot(arguments.plot)
+    if arguments.predictions:
+        result.predictions.to_csv(arguments.predictions)
+    if not arguments.json:
+        print(result.summary())
+        return
+    record = {
+        "blocks": result.blocks,
+        "engine": result.engine,
+        "best_params": result.best_params,
+        "evaluated_on": result.evaluated_on,
+        "metrics": result.metrics.to_dict("index"),
+        "nested": None if result.nested is None else result.nested.to_dict("index"),
+        "threshold": result.threshold,
+        "per_class": result.per_class.to_dict("index"),
+        "confusion": result.confusion.to_dict("index"),
+        "cv_results": result.cv_results.to_dict("records"),
+        "subsets": None if result.subsets is None else result.subsets.to_dict("records"),
+        "warnings": result.warnings,
+    }
+    _print_json(record)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Choose, fit and score an SVM, and write all about it as one HTML page."""
+    result = _fit(arguments)
+    result.report(
+        arguments.output,
+        arguments.images,
+        method=arguments.map,
+        n_points=arguments.points,
+        n_errors=arguments.errors,
+        title=arguments.title,
+    )
+    print(f"wrote {arguments.output}")
+
+
+def _fit(arguments: argparse.Namespace) -> Any:
+    """Run fit_svm with the options of the command line."""
     import deepfeat
 
     grid = {name: values for name in ("C", "gamma") if (values := getattr(arguments, name))}
@@ -95,7 +141,7 @@ def fit(arguments: argparse.Namespace) -> None:
     if arguments.choose and arguments.backbone:
         raise UsageError("--choose takes its pick of all blocks: leave out --backbone")
     weights = [None if weight == "none" else weight for weight in arguments.class_weight]
-    result = deepfeat.fit_svm(
+    return deepfeat.fit_svm(
         arguments.cache,
         backbones=arguments.choose or arguments.backbone,
         fusion=arguments.fusion,
@@ -120,26 +166,6 @@ def fit(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         ledger=not arguments.no_ledger,
     )
-    if arguments.predictions:
-        result.predictions.to_csv(arguments.predictions)
-    if not arguments.json:
-        print(result.summary())
-        return
-    record = {
-        "blocks": result.blocks,
-        "engine": result.engine,
-        "best_params": result.best_params,
-        "evaluated_on": result.evaluated_on,
-        "metrics": result.metrics.to_dict("index"),
-        "nested": None if result.nested is None else result.nested.to_dict("index"),
-        "threshold": result.threshold,
-        "per_class": result.per_class.to_dict("index"),
-        "confusion": result.confusion.to_dict("index"),
-        "cv_results": result.cv_results.to_dict("records"),
-        "subsets": None if result.subsets is None else result.subsets.to_dict("records"),
-        "warnings": result.warnings,
-    }
-    _print_json(record)
 
 
 def finetune(arguments: argparse.Namespace) -> None:
@@ -479,47 +505,26 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")
     command.add_argument("cache", help="feature store")
-    command.add_argument(
-        "--backbone",
-        action="append",
-        help="block to use, by name or key, or NAME@folds for all folds of a network; may be repeated (default: all)",
-    )
-    command.add_argument(
-        "--choose", metavar="top-N|all-subsets", help="choose blocks by cross-validation: the N best alone, or any set"
-    )
-    command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
-    command.add_argument("--views", default="average", choices=("average", "augment", "vote", "none"))
-    command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
-    command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
-    command.add_argument("--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"))
-    command.add_argument("--C", type=float, nargs="+", help="values to try")
-    command.add_argument("--gamma", type=float, nargs="+", help="values to try, for the rbf kernel")
-    command.add_argument("--widen", action="store_true", help="widen the default grid while the best is at its edge")
-    command.add_argument("--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"))
-    command.add_argument("--positive", metavar="LABEL", help="this class against all others")
-    command.add_argument("--test", default="split", help="'split' (stored test rows), a share such as 0.2, or 'none'")
-    command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
-    command.add_argument("--scoring", default="balanced_accuracy", help="a scorer of scikit-learn")
-    command.add_argument("--engine", default="auto", choices=("auto", "sklearn"), help="what solves the SVMs")
-    command.add_argument("--max-memory", type=float, metavar="GB", help="(default: half of the machine's)")
-    command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
-    command.add_argument(
-        "--calibrate", choices=("sigmoid", "isotonic"), help="decision values to probabilities by this"
-    )
-    command.add_argument("--threshold", help="with --positive: 'recall>=0.9', 'f1', …, or a decision value")
-    command.add_argument(
-        "--ungrouped", default="own", choices=("own", "drop", "raise"), help="what becomes of images without a group"
-    )
-    command.add_argument(
-        "--duplicates", metavar="CSV", help="pairs that stay together, from `deepfeat store duplicates`"
-    )
-    command.add_argument("--no-ledger", action="store_true", help="do not record the fit beside the store")
+    _add_fit_options(command)
     command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
+    command.add_argument("--report", metavar="HTML", help="write all about it as one page here, see `deepfeat report`")
+    command.add_argument("--plot", metavar="FILE", help="draw confusion matrix and curves: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true")
 
     _add_compare(commands)
+
+    command = _command(
+        commands, "report", report, "deepfeat report features.h5 report.html --positive MEL --calibrate sigmoid"
+    )
+    command.add_argument("cache", help="feature store")
+    command.add_argument("output", nargs="?", default="report.html", help="page to write (default: report.html)")
+    _add_fit_options(command)
+    command.add_argument("--images", metavar="FOLDER", help="where the images are, if not where the store says")
+    command.add_argument("--map", default="tsne", choices=("tsne", "pca"), help="how embeddings are placed")
+    command.add_argument("--points", type=int, default=2000, metavar="N", help="images on the map (default: 2000)")
+    command.add_argument("--errors", type=int, default=24, metavar="N", help="images in the gallery (default: 24)")
+    command.add_argument("--title", help="(default: task and blocks)")
+
     store = commands.add_parser("store", help="look at a feature store").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -590,6 +595,46 @@ def _add_looks(store: Any) -> None:
     command.add_argument("--backbone", action="append", help="block, by name or key; may be repeated (default: all)")
     command.add_argument("--plot", metavar="FILE", help="draw a heat map: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true")
+
+
+def _add_fit_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--backbone",
+        action="append",
+        help="block to use, by name or key, or NAME@folds for all folds of a network; may be repeated (default: all)",
+    )
+    command.add_argument(
+        "--choose", metavar="top-N|all-subsets", help="choose blocks by cross-validation: the N best alone, or any set"
+    )
+    command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
+    command.add_argument("--views", default="average", choices=("average", "augment", "vote", "none"))
+    command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
+    command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
+    command.add_argument("--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"))
+    command.add_argument("--C", type=float, nargs="+", help="values to try")
+    command.add_argument("--gamma", type=float, nargs="+", help="values to try, for the rbf kernel")
+    command.add_argument("--widen", action="store_true", help="widen the default grid while the best is at its edge")
+    command.add_argument("--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"))
+    command.add_argument("--positive", metavar="LABEL", help="this class against all others")
+    command.add_argument("--test", default="split", help="'split' (stored test rows), a share such as 0.2, or 'none'")
+    command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
+    command.add_argument("--scoring", default="balanced_accuracy", help="a scorer of scikit-learn")
+    command.add_argument("--engine", default="auto", choices=("auto", "sklearn"), help="what solves the SVMs")
+    command.add_argument("--max-memory", type=float, metavar="GB", help="(default: half of the machine's)")
+    command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
+    command.add_argument(
+        "--calibrate", choices=("sigmoid", "isotonic"), help="decision values to probabilities by this"
+    )
+    command.add_argument("--threshold", help="with --positive: 'recall>=0.9', 'f1', …, or a decision value")
+    command.add_argument(
+        "--ungrouped", default="own", choices=("own", "drop", "raise"), help="what becomes of images without a group"
+    )
+    command.add_argument(
+        "--duplicates", metavar="CSV", help="pairs that stay together, from `deepfeat store duplicates`"
+    )
+    command.add_argument("--no-ledger", action="store_true", help="do not record the fit beside the store")
 
 
 def _add_finetune_options(command: argparse.ArgumentParser) -> None:

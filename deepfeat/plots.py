@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from deepfeat.curves import Scores, precision_recall, reliability, roc, scored_rows, shown_classes
 from deepfeat.errors import UsageError
+
+if TYPE_CHECKING:
+    from deepfeat.svm import SVMResult
 
 
 def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -122,6 +126,69 @@ def _draw_curves(axes: Any, backbone: Any, training: str, validation: str, color
     head = (history["phase"] == "head").sum()
     if 0 < head < len(history):
         axes.axvline(head + 0.5, color=color, linestyle=":", alpha=0.5)
+
+
+def draw_result(result: SVMResult, path: str | os.PathLike[str]) -> None:
+    """Draw confusion matrix, ROC curves, precision-recall curves and reliability; see `deepfeat.SVMResult.plot`."""
+    scores = scored_rows(result)
+    calibrated = scores.probabilities is not None
+    figure = _new_figure((11, 9) if calibrated else (15, 4.6))
+    panels = figure.subplots(2, 2).flat if calibrated else figure.subplots(1, 3)
+    _draw_confusion(panels[0], result.confusion)
+    numbers = shown_classes(result, scores)
+    each = result.per_class.reset_index(drop=True)
+    _draw_bands(
+        panels[1], scores, numbers, roc, ("1 − specificity", "recall"), (1 - each["specificity"], each["recall"])
+    )
+    panels[1].plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+    points = (each["recall"], each["precision"])
+    _draw_bands(panels[2], scores, numbers, precision_recall, ("recall", "precision"), points)
+    for text in panels[1].legend(fontsize=8, frameon=False, loc="lower right").get_texts():
+        text.set_parse_math(False)
+    if calibrated:
+        _draw_reliability(panels[3], scores)
+    figure.savefig(path)
+
+
+def _draw_confusion(axes: Any, confusion: pd.DataFrame) -> None:
+    counts = confusion.to_numpy()
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=color)
+    names = [str(label) for label in confusion.index]
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
+def _draw_bands(axes: Any, scores: Scores, numbers: Any, make: Any, names: tuple[str, str], points: Any) -> None:
+    """Draw a curve for each class with its operating point, and with its band where it is alone."""
+    for k in numbers:
+        curve = make(scores, k)
+        if curve is None:
+            continue
+        [line] = axes.plot(curve.x, curve.y, linewidth=1.4, label=str(scores.classes[k]))
+        axes.plot(points[0][k], points[1][k], "o", color=line.get_color(), markersize=5)
+        if len(numbers) == 1:
+            axes.fill_between(curve.band_x, curve.low, curve.high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xlabel=names[0], ylabel=names[1], xlim=(0, 1), ylim=(0, 1.01))
+    _tidy(axes)
+
+
+def _draw_reliability(axes: Any, scores: Scores) -> None:
+    bins = reliability(scores)
+    errors = np.maximum(0, [bins.observed - bins.low, bins.high - bins.observed])
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+    axes.errorbar(bins.predicted, bins.observed, yerr=errors, fmt="o-", markersize=4, linewidth=1.2, elinewidth=0.8)
+    axes.set(xlabel="predicted probability", ylabel="observed share", xlim=(0, 1), ylim=(0, 1.01))
+    _tidy(axes)
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_feature_maps(

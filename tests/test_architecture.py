@@ -24,11 +24,13 @@ STAGE_2 = (
     "deepfeat.splits",
     "deepfeat.svm",
     "deepfeat.evaluation",
+    "deepfeat.curves",
     "deepfeat.plots",
     "deepfeat.duplicates",
     "deepfeat.similarity",
     "deepfeat.comparison",
     "deepfeat.ledger",
+    "deepfeat.report",
 )
 
 

@@ -175,6 +175,8 @@ def test_demo_runs_both_stages_from_nothing(tmp_path):
     scores = {line.rsplit(None, 1)[0]: float(line.rsplit(None, 1)[1]) for line in lines[:2]}
     assert scores.keys() == {"accuracy", "balanced accuracy"}
     assert min(scores.values()) > 0.85
+    assert lines[2].split() == ["report", "deepfeat-demo/report.html"]
+    assert "no picture" not in (tmp_path / "deepfeat-demo" / "report.html").read_text(encoding="utf-8")
     assert lines[-2].strip().startswith("deepfeat extract ")
     assert lines[-1].strip().startswith("deepfeat fit ")
     assert "image/s" in run.stderr

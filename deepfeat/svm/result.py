@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.pipeline import Pipeline
 
 from deepfeat.bootstrap import PER_CLASS
+
+if TYPE_CHECKING:
+    from deepfeat.report.gallery import Explain
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,6 +121,96 @@ class SVMResult:
             tried = self.subsets[["blocks", "mean", "std"]]
             lines += ["", "blocks tried", tried.to_string(index=False, float_format="{:.3f}".format)]
         return "\n".join([*lines, *(["", *(f"note: {note}" for note in self.warnings)] if self.warnings else [])])
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        images: Any = None,
+        *,
+        features: Any = None,
+        explain: Explain | None = None,
+        method: str = "tsne",
+        n_points: int = 2000,
+        n_errors: int = 24,
+        title: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Write everything that is known of the result as one HTML page.
+
+        The page needs no network and no other file. It holds pictures and names of the data set.
+
+        Parameters
+        ----------
+        path : path
+            File to write, such as "report.html".
+        images : table, folder, list of paths, FeatureStore, or path of a store; optional
+            Where the images are now, under their ids; where the feature store says if None. Only some are
+            read: those of the map and of the gallery.
+        features : path, FeatureStore, or tuple; optional
+            For the map: the store, if it is elsewhere now, or the arrays that were given to `deepfeat.fit_svm`.
+        explain : callable, optional
+            Of the result, a list of paths, and a label: for each path an array of shape (height, width), the
+            evidence for that label at each place. It is asked for what was predicted of the images in the gallery.
+        method : {"tsne", "pca"}
+            How embeddings are placed on the map, see `deepfeat.report.projection.project`.
+        n_points : int
+            Images on the map at most; more are drawn from at random. Each has a thumbnail of 64 pixels, about
+            2 kB.
+        n_errors : int
+            Images in the gallery at most, of 240 pixels.
+        title : str, optional
+            Blocks and task if None.
+        seed : int
+            Of the map.
+
+        Raises
+        ------
+        UsageError
+            For a method that is not known.
+        DataError
+            If ``images`` has none of the images of the result.
+        StoreError
+            If ``features`` cannot be read or lacks a block. A store that is no longer where it was when ``features``
+            is None leaves out the map.
+
+        Examples
+        --------
+        >>> result = deepfeat.fit_svm("features.h5")                        # doctest: +SKIP
+        >>> result.report("report.html")                                    # doctest: +SKIP
+        """
+        from deepfeat.report import write_report
+
+        write_report(
+            self,
+            path,
+            images,
+            features=features,
+            explain=explain,
+            method=method,
+            n_points=n_points,
+            n_errors=n_errors,
+            title=title,
+            seed=seed,
+        )
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw confusion matrix, ROC and precision-recall curves and, where calibrated, reliability, for a paper.
+
+        Dots are operating points; bands and whiskers hold 95 % of a bootstrap of whole groups.
+
+        Parameters
+        ----------
+        path : path
+            Its ending decides the format: .png, .svg or .pdf.
+
+        Raises
+        ------
+        UsageError
+            If matplotlib is not installed.
+        """
+        from deepfeat.plots import draw_result
+
+        draw_result(self, path)
 
     def _shown_threshold(self) -> list[str]:
         if self.threshold is None:
