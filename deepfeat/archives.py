@@ -1,0 +1,280 @@
+"""Archives from strangers: zip files, skops files and files of weights, looked at before they are believed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Bytes of a file by its name in an archive.
+Members = dict[str, bytes]
+
+#: Members of an archive, and bytes of one of JSON, that are read at most.
+_MOST_MEMBERS, _LONGEST_JSON = 4096, 64 << 20
+
+#: Every type that a classifier of deepfeat is made of, by what builds it.
+_TYPES = {
+    "ObjectNode": frozenset(
+        {
+            "deepfeat.fusion.AlignedAverage",
+            "deepfeat.fusion.BlockAverage",
+            "deepfeat.fusion.LateFusionClassifier",
+            "deepfeat.fusion.ViewsClassifier",
+            "deepfeat.svm.calibration.DecisionValues",
+            "sklearn.calibration.CalibratedClassifierCV",
+            "sklearn.calibration._CalibratedClassifier",
+            "sklearn.calibration._SigmoidCalibration",
+            "sklearn.frozen._frozen.FrozenEstimator",
+            "sklearn.isotonic.IsotonicRegression",
+            "sklearn.model_selection._split.KFold",
+            "sklearn.pipeline.Pipeline",
+            "sklearn.preprocessing._data.StandardScaler",
+            "sklearn.svm._classes.LinearSVC",
+            "sklearn.svm._classes.SVC",
+        }
+    ),
+    "NdArrayNode": frozenset(f"numpy.{name}" for name in ("ndarray", "float64", "float32", "int64", "int32", "bool")),
+    "DictNode": frozenset({"builtins.dict"}),
+    "ListNode": frozenset({"builtins.list"}),
+    "TupleNode": frozenset({"builtins.tuple"}),
+    "JsonNode": frozenset({"builtins.str"}),
+    "TypeNode": frozenset({"builtins.str", "builtins.bool", "builtins.int", "builtins.float", "numpy.str_"}),
+}
+
+#: Where the layers of a Keras network may come from, and those among them that can hold code.
+_KERAS_MODULES = frozenset(
+    {"keras", "keras.layers", "keras.initializers", "keras.regularizers", "keras.constraints", "keras.activations"}
+    | {"keras.src.models.functional", "keras.models", "keras.dtype_policies", "builtins", None}
+)
+_KERAS_OPERATIONS = "keras.src.ops."
+_CODE = ("lambda", "wrapper", "tfsm", "jaxlayer", "flaxlayer", "torchmodule", "function")
+
+
+class AuditError(Exception):
+    """Something in an archive that it must not hold; the message says what."""
+
+
+def read_members(source: Path | io.BytesIO, allowed: Callable[[str], bool], *, stored: bool = True) -> Members:
+    """Read a zip archive whose members are known by name.
+
+    Parameters
+    ----------
+    source : path or file
+    allowed : callable
+        Tells whether a member may have a name.
+    stored : bool
+        Whether members must be there as they are: what is not compressed cannot swell.
+
+    Raises
+    ------
+    AuditError
+        If it is no zip archive, or has members that are not allowed, twice the same, compressed, encrypted, or larger
+        in sum than the file.
+    """
+    size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
+    try:
+        with zipfile.ZipFile(source) as archive:
+            infos = archive.infolist()
+            _check_infos(infos, allowed, size, stored)
+            return {info.filename: archive.read(info) for info in infos}
+    except zipfile.BadZipFile as error:
+        raise AuditError(f"it is not a whole zip archive ({error})") from error
+    except (RuntimeError, NotImplementedError, EOFError, struct.error) as error:
+        raise AuditError(f"it is a zip archive that cannot be read ({error})") from error
+
+
+def _check_infos(infos: list[zipfile.ZipInfo], allowed: Callable[[str], bool], size: int, stored: bool) -> None:
+    if len(infos) > _MOST_MEMBERS:
+        raise AuditError(f"it has {len(infos)} members, and at most {_MOST_MEMBERS} are read")
+    names = [info.orig_filename for info in infos]
+    for info in infos:
+        name = info.orig_filename
+        if names.count(name) > 1:
+            raise AuditError(f"it has two members {name!r}")
+        if not allowed(name) or info.filename != name:
+            raise AuditError(f"it has a member {name!r}, which does not belong into it")
+        if info.flag_bits & 1:
+            raise AuditError(f"its member {name!r} is encrypted")
+        if stored and (info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size):
+            raise AuditError(f"its member {name!r} is compressed, and result.save does not compress")
+    if stored and sum(info.file_size for info in infos) > size:
+        raise AuditError("its members are larger together than the file")
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse JSON strictly: UTF-8, no name twice, no number that is not finite."""
+    if len(data) > _LONGEST_JSON:
+        raise AuditError(f"{name!r} is longer than {_LONGEST_JSON >> 20} MB")
+
+    def refuse(text: str) -> Any:
+        raise AuditError(f"{name!r} has the number {text}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise AuditError(f"{name!r} says something twice")
+        return found
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise AuditError(f"{name!r} is not JSON ({str(error)[:100]})") from error
+
+
+def audit_schema(data: bytes, name: str, protocol: int) -> list[str]:
+    """Look at every node of a skops file, and at every array, before skops does.
+
+    Parameters
+    ----------
+    data : bytes
+        The skops file.
+    name : str
+    protocol : int
+        Of skops, the only one that is read.
+
+    Returns
+    -------
+    list of str
+        Types in it that skops would not trust by itself.
+
+    Raises
+    ------
+    AuditError
+        For a type that no classifier of deepfeat has, another protocol, a pickle, or an array that is not what its
+        header says.
+    """
+    members = read_members(io.BytesIO(data), lambda member: member == "schema.json" or _is_array(member))
+    if "schema.json" not in members:
+        raise AuditError(f"{name!r} was not written by skops")
+    schema = parse_json(members["schema.json"], name)
+    if not isinstance(schema, dict) or schema.get("protocol") != protocol or type(schema["protocol"]) is not int:
+        found = schema.get("protocol") if isinstance(schema, dict) else None
+        raise AuditError(f"{name!r} is of skops protocol {found!r}, and {protocol} is read")
+    used = {_audit_node(node, members, name) for node in _nodes(schema)}
+    for member in members:
+        if member != "schema.json":
+            _audit_array(members[member], member)
+    return sorted(used & _TYPES["ObjectNode"])
+
+
+def _is_array(member: str) -> bool:
+    stem, ending = os.path.splitext(member)
+    return ending == ".npy" and stem.isascii() and stem.replace("-", "").isalnum()
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every node of a schema; without recursion, which a deep one would exhaust."""
+    front = [schema]
+    while front:
+        value = front.pop()
+        if isinstance(value, dict):
+            if "__loader__" in value or "__class__" in value or "__module__" in value:
+                yield value
+            front.extend(value.values())
+        elif isinstance(value, list):
+            front.extend(value)
+
+
+def _audit_node(node: dict[str, Any], members: Members, name: str) -> str:
+    loader, kind = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
+    if not isinstance(loader, str) or loader not in _TYPES:
+        raise AuditError(f"{name!r} would build something by {loader!r} ({kind}), which no classifier needs")
+    if kind not in _TYPES[loader]:
+        raise AuditError(f"{name!r} would build a {kind}, and no classifier of deepfeat has one")
+    if loader == "NdArrayNode" and (node.get("type") != "numpy" or node.get("file") not in members):
+        raise AuditError(f"{name!r} has an array that is not in the file, or is one of objects")
+    if loader == "JsonNode" and not isinstance(node.get("content"), str):
+        raise AuditError(f"{name!r} has a value that is not JSON")
+    return kind
+
+
+def _audit_array(data: bytes, name: str) -> None:
+    """Compare an array's header with its bytes, since NumPy makes room for what the header says."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"version {version} of the format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise AuditError(f"the array {name!r} cannot be read ({str(error)[:100]})") from error
+    if dtype.hasobject or dtype.kind not in "fiubU":
+        raise AuditError(f"the array {name!r} is of type {dtype}, which could hold a pickle: numbers and text are read")
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise AuditError(f"the array {name!r} has another size than its header says")
+
+
+def audit_keras(data: bytes, name: str) -> None:
+    """Look through a ``.keras`` file for layers that hold code, and for files that it would read.
+
+    Raises
+    ------
+    AuditError
+        For a layer that is not one of Keras' own, one that can hold code, or another damage.
+    """
+    known = ("config.json", "metadata.json", "model.weights.h5")
+    members = read_members(io.BytesIO(data), lambda member: member in known, stored=False)
+    if set(members) != set(known):
+        raise AuditError(f"{name!r} is not a .keras file")
+    for node in _configs(parse_json(members["config.json"], name)):
+        module, kind = node.get("module"), str(node["class_name"])
+        own = node.get("registered_name") == "deepfeat>LocalResponseNormalization"
+        of_keras = module in _KERAS_MODULES or (isinstance(module, str) and module.startswith(_KERAS_OPERATIONS))
+        if not (own or of_keras) or any(word in kind.lower() for word in _CODE):
+            raise AuditError(f"{name!r} has a {module}.{kind}, which may hold code: only layers of Keras are read")
+    audit_weights(members["model.weights.h5"], name)
+
+
+def _configs(config: Any) -> Iterator[dict[str, Any]]:
+    front = [config]
+    while front:
+        value = front.pop()
+        if isinstance(value, dict):
+            if "class_name" in value:
+                yield value
+            front.extend(value.values())
+        elif isinstance(value, list):
+            front.extend(value)
+
+
+def audit_weights(data: bytes, name: str) -> None:
+    """Look through an HDF5 file of weights for links out of it.
+
+    Raises
+    ------
+    AuditError
+        If it is not HDF5, or would read another file.
+    """
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            _audit_group(file, name)
+    except OSError as error:
+        raise AuditError(f"{name!r} is not HDF5 ({str(error)[:100]})") from error
+
+
+def _audit_group(file: Any, name: str) -> None:
+    import h5py
+
+    front, seen = [file], set()
+    while front:
+        group = front.pop()
+        for key in group:
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise AuditError(f"{name!r} has a link at {key!r}, which may lead to another file")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                if item.id.__hash__() not in seen:
+                    seen.add(item.id.__hash__())
+                    front.append(item)
+            elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+                raise AuditError(f"{name!r} has data at {key!r} that lie in another file")
