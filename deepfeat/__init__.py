@@ -38,6 +38,9 @@ _HOMES = {
     "verify_sample": "verification",
     "fit_svm": "svm",
     "SVMResult": "svm",
+    "load": "prediction",
+    "Classifier": "prediction",
+    "explain_images": "prediction",
     "DeepfeatError": "errors",
     "UsageError": "errors",
     "DataError": "errors",
@@ -46,6 +49,7 @@ _HOMES = {
     "StoreError": "errors",
     "DamageError": "errors",
     "LockedError": "errors",
+    "BundleError": "errors",
     "DataWarning": "errors",
 }
 
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from deepfeat.datasets import read_csv, read_folder, read_isic, split_table
     from deepfeat.errors import (
         BackboneError,
+        BundleError,
         DamageError,
         DataError,
         DataWarning,
@@ -75,6 +80,7 @@ if TYPE_CHECKING:
     )
     from deepfeat.extraction import extract
     from deepfeat.plots import plot_history
+    from deepfeat.prediction import Classifier, explain_images, load
     from deepfeat.store import FeatureStore, open_features, verify_features
     from deepfeat.svm import SVMResult, fit_svm
     from deepfeat.training import finetune, finetune_folds

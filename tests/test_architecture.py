@@ -17,6 +17,7 @@ STAGE_1 = (
     "deepfeat.benchmarking",
     "deepfeat.training",
     "deepfeat.activations",
+    "deepfeat.prediction",
 )
 STAGE_2 = (
     "deepfeat.store",
@@ -25,6 +26,10 @@ STAGE_2 = (
     "deepfeat.svm",
     "deepfeat.evaluation",
     "deepfeat.plots",
+    "deepfeat.archives",
+    "deepfeat.bundle",
+    "deepfeat.estimators",
+    "deepfeat.explanation",
 )
 
 
