@@ -169,14 +169,14 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     try:
         return _read(file)
     except AuditError as error:
-        msg = f"{file} is not loaded: {error}"
+        msg = f"{file} is not loaded: {' '.join(str(error).split())}"
         raise BundleError(msg) from error
     except FileNotFoundError as error:
         msg = f"there is no file {os.fspath(path)!r}: give one that result.save wrote"
         raise BundleError(msg) from error
     # What zipfile, JSON, NumPy and skops raise on a file that was made to break them is without limit.
     except Exception as error:
-        msg = f"{file} is not loaded: it cannot be read ({type(error).__name__}: {str(error)[:200]})"
+        msg = f"{file} is not loaded: it cannot be read ({type(error).__name__}: {' '.join(str(error)[:200].split())})"
         raise BundleError(msg) from error
 
 
