@@ -179,7 +179,9 @@ def explain(arguments: argparse.Namespace) -> None:
     names = {str(name): name for name in classifier.classes}
     explanation = classifier.explain(arguments.image, names.get(arguments.label, arguments.label))
     explanation.save(arguments.output)
-    print(f"{explanation.label}: decision value {explanation.decision:.4g}, by {explanation.method}: {arguments.output}")
+    print(
+        f"{explanation.label}: decision value {explanation.decision:.4g}, by {explanation.method}: {arguments.output}"
+    )
 
 
 def finetune(arguments: argparse.Namespace) -> None:
@@ -456,7 +458,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("images", nargs="+", help="a folder, or image files")
     lines = command.add_mutually_exclusive_group()
     lines.add_argument("--csv", action="store_true", help="one line for each image, with a header (the default)")
-    lines.add_argument("--json-lines", action="store_true", help="one JSON object for each image, as soon as it is done")
+    lines.add_argument(
+        "--json-lines", action="store_true", help="one JSON object for each image, as soon as it is done"
+    )
     _add_classifier_options(command)
 
     command = _command(

@@ -135,7 +135,7 @@ class Classifier:
         self.positive, self.threshold = bundle.positive, bundle.threshold
         self.description = bundle.description
         self._bundle, self._runtime = bundle, runtime
-        self._given = [] if backbones is None else as_backbones(backbones)
+        self._given = as_backbones(backbones) if backbones else []
         specs = [block["spec"] for block in bundle.blocks if "spec" in block]
         for backbone in self._given:
             if not any(_matches_at_layer(backbone, spec) for spec in specs):
@@ -360,8 +360,17 @@ class _Network:
         return self._open(self.backbone)
 
     @cached_property
-    def unpooled(self) -> Runtime:
-        return self._open(dataclasses.replace(self.backbone, pooling=None))
+    def unpooled(self) -> tuple[Runtime, str | None]:
+        """The network up to its maps, and how the features come from them."""
+        without = dataclasses.replace(self.backbone, pooling=None)
+        runtime = self._open(without)
+        if len(runtime.shapes[0]) > 1 or self.backbone.network.onnx is not None:
+            return runtime, self.backbone.pooling
+        from deepfeat.runtimes.keras import averaged_layer
+
+        # A fine-tuned network averages its maps itself.
+        name = averaged_layer(build_network(self.backbone), self.backbone.layers[0])
+        return (runtime, None) if name is None else (self._open(dataclasses.replace(without, layer=name)), "avg")
 
     def _open(self, backbone: Backbone) -> Runtime:
         return open_runtime(
@@ -392,10 +401,11 @@ class _Source:
         return self.network.pooled(pixels)[0].astype(self.network.spec["dtype"]).astype(np.float32)
 
     def maps(self, image: LoadedImage) -> Maps:
-        values = self.network.unpooled(image.pixels[self.preparation][np.newaxis])[0][0]
+        runtime, pooling = self.network.unpooled
+        values = runtime(image.pixels[self.preparation][np.newaxis])[0][0]
         backbone = self.network.backbone
         height, width, _ = backbone.input_shape
-        return Maps(self.name, self.view, values, backbone.pooling, backbone.resize, width / height)
+        return Maps(self.name, self.view, values, pooling, backbone.resize, width / height)
 
 
 def _pool(maps: Maps) -> np.ndarray:

@@ -386,7 +386,10 @@ HOSTILE = {
     "a memory of the pipeline": (attribute("memory", "/tmp/evil"), "would write into a folder"),
     "a method that is text": (attribute("coef_", "text"), "does not work"),
     "coefficients that are fewer": (array_attribute("coef_", np.zeros((3, 2))), "does not work"),
-    "coefficients that are not finite": (array_attribute("coef_", np.full((3, 10), np.nan)), "values that are not finite"),
+    "coefficients that are not finite": (
+        array_attribute("coef_", np.full((3, 10), np.nan)),
+        "values that are not finite",
+    ),
     "weights with another digest": (add(f"weights/{'0' * 64}.keras", b""), "another digest than their name"),
     "weights that are no network": (weights(b"PK"), "not a whole zip archive"),
     "a Lambda layer": (weights(keras_file("Lambda")), "keras.layers.Lambda"),
@@ -454,9 +457,7 @@ def test_sealed_again_a_sound_file_is_read(kernel, saved, tmp_path, results, sto
     path.write_bytes(zipped(sealed(saved[kernel])))
     X = np.concatenate([store.features("NetA"), store.features("NetB")], axis=1)
     bundle = read_bundle(path)
-    np.testing.assert_array_equal(
-        bundle.pipeline.decision_function(X), results[kernel].pipeline.decision_function(X)
-    )
+    np.testing.assert_array_equal(bundle.pipeline.decision_function(X), results[kernel].pipeline.decision_function(X))
 
 
 GIVEN = {
