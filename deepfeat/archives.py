@@ -100,25 +100,32 @@ def read_members(source: Path | io.BytesIO, allowed: Callable[[str], bool], *, s
             _check_infos(infos, allowed, size, stored)
             return {info.filename: archive.read(info) for info in infos}
     except zipfile.BadZipFile as error:
-        raise AuditError(f"it is not a whole zip archive ({error})") from error
+        msg = f"it is not a whole zip archive ({error})"
+        raise AuditError(msg) from error
     except (RuntimeError, NotImplementedError, EOFError, struct.error) as error:
-        raise AuditError(f"it is a zip archive that cannot be read ({error})") from error
+        msg = f"it is a zip archive that cannot be read ({error})"
+        raise AuditError(msg) from error
 
 
 def _check_infos(infos: list[zipfile.ZipInfo], allowed: Callable[[str], bool], size: int, stored: bool) -> None:
     if len(infos) > _MOST_MEMBERS:
-        raise AuditError(f"it has {len(infos)} members, and at most {_MOST_MEMBERS} are read")
+        msg = f"it has {len(infos)} members, and at most {_MOST_MEMBERS} are read"
+        raise AuditError(msg)
     names = [info.orig_filename for info in infos]
     for info in infos:
         name = info.orig_filename
         if names.count(name) > 1:
-            raise AuditError(f"it has two members {name!r}")
+            msg = f"it has two members {name!r}"
+            raise AuditError(msg)
         if not allowed(name) or info.filename != name:
-            raise AuditError(f"it has a member {name!r}, which does not belong into it")
+            msg = f"it has a member {name!r}, which does not belong into it"
+            raise AuditError(msg)
         if info.flag_bits & 1:
-            raise AuditError(f"its member {name!r} is encrypted")
+            msg = f"its member {name!r} is encrypted"
+            raise AuditError(msg)
         if stored and (info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size):
-            raise AuditError(f"its member {name!r} is compressed, and result.save does not compress")
+            msg = f"its member {name!r} is compressed, and result.save does not compress"
+            raise AuditError(msg)
     if stored and sum(info.file_size for info in infos) > size:
         raise AuditError("its members are larger together than the file")
 
@@ -126,21 +133,25 @@ def _check_infos(infos: list[zipfile.ZipInfo], allowed: Callable[[str], bool], s
 def parse_json(data: bytes, name: str) -> Any:
     """Parse JSON strictly: UTF-8, no name twice, no number that is not finite."""
     if len(data) > _LONGEST_JSON:
-        raise AuditError(f"{name!r} is longer than {_LONGEST_JSON >> 20} MB")
+        msg = f"{name!r} is longer than {_LONGEST_JSON >> 20} MB"
+        raise AuditError(msg)
 
     def refuse(text: str) -> Any:
-        raise AuditError(f"{name!r} has the number {text}")
+        msg = f"{name!r} has the number {text}"
+        raise AuditError(msg)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise AuditError(f"{name!r} says something twice")
+            msg = f"{name!r} says something twice"
+            raise AuditError(msg)
         return found
 
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise AuditError(f"{name!r} is not JSON ({str(error)[:100]})") from error
+        msg = f"{name!r} is not JSON ({str(error)[:100]})"
+        raise AuditError(msg) from error
 
 
 def audit_schema(data: bytes, name: str, protocol: int) -> list[str]:
@@ -167,11 +178,13 @@ def audit_schema(data: bytes, name: str, protocol: int) -> list[str]:
     """
     members = read_members(io.BytesIO(data), lambda member: member == "schema.json" or _is_array(member))
     if "schema.json" not in members:
-        raise AuditError(f"{name!r} was not written by skops")
+        msg = f"{name!r} was not written by skops"
+        raise AuditError(msg)
     schema = parse_json(members["schema.json"], name)
     if not isinstance(schema, dict) or schema.get("protocol") != protocol or type(schema["protocol"]) is not int:
         found = schema.get("protocol") if isinstance(schema, dict) else None
-        raise AuditError(f"{name!r} is of skops protocol {found!r}, and {protocol} is read")
+        msg = f"{name!r} is of skops protocol {found!r}, and {protocol} is read"
+        raise AuditError(msg)
     used = {_audit_node(node, members, name) for node in _nodes(schema)}
     for member in members:
         if member != "schema.json":
@@ -200,13 +213,17 @@ def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
 def _audit_node(node: dict[str, Any], members: Members, name: str) -> str:
     loader, kind = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
     if not isinstance(loader, str) or loader not in _TYPES:
-        raise AuditError(f"{name!r} would build something by {loader!r} ({kind}), which no classifier needs")
+        msg = f"{name!r} would build something by {loader!r} ({kind}), which no classifier needs"
+        raise AuditError(msg)
     if kind not in _TYPES[loader]:
-        raise AuditError(f"{name!r} would build a {kind}, and no classifier of deepfeat has one")
+        msg = f"{name!r} would build a {kind}, and no classifier of deepfeat has one"
+        raise AuditError(msg)
     if loader == "NdArrayNode" and (node.get("type") != "numpy" or node.get("file") not in members):
-        raise AuditError(f"{name!r} has an array that is not in the file, or is one of objects")
+        msg = f"{name!r} has an array that is not in the file, or is one of objects"
+        raise AuditError(msg)
     if loader == "JsonNode" and not isinstance(node.get("content"), str):
-        raise AuditError(f"{name!r} has a value that is not JSON")
+        msg = f"{name!r} has a value that is not JSON"
+        raise AuditError(msg)
     return kind
 
 
@@ -216,16 +233,21 @@ def _audit_array(data: bytes, name: str) -> None:
     try:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
-            raise ValueError(f"version {version} of the format")
+            msg = f"version {version} of the format"
+            raise ValueError(msg)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise AuditError(f"the array {name!r} cannot be read ({str(error)[:100]})") from error
+        msg = f"the array {name!r} cannot be read ({str(error)[:100]})"
+        raise AuditError(msg) from error
     if dtype.hasobject or dtype.kind not in "fiubU":
-        raise AuditError(f"the array {name!r} is of type {dtype}, which could hold a pickle: numbers and text are read")
+        msg = f"the array {name!r} is of type {dtype}, which could hold a pickle: numbers and text are read"
+        raise AuditError(msg)
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise AuditError(f"the array {name!r} has another size than its header says")
+        msg = f"the array {name!r} has another size than its header says"
+        raise AuditError(msg)
     if dtype.kind == "f" and not np.isfinite(np.frombuffer(data, dtype, offset=file.tell())).all():
-        raise AuditError(f"the array {name!r} has values that are not finite")
+        msg = f"the array {name!r} has values that are not finite"
+        raise AuditError(msg)
 
 
 def audit_keras(data: bytes, name: str) -> None:
@@ -239,12 +261,14 @@ def audit_keras(data: bytes, name: str) -> None:
     known = ("config.json", "metadata.json", "model.weights.h5")
     members = read_members(io.BytesIO(data), lambda member: member in known, stored=False)
     if set(members) != set(known):
-        raise AuditError(f"{name!r} is not a .keras file")
+        msg = f"{name!r} is not a .keras file"
+        raise AuditError(msg)
     for node in _configs(parse_json(members["config.json"], name)):
         module, kind = str(node.get("module") or ""), str(node["class_name"])
         registered = node.get("registered_name") in (None, kind, f"deepfeat>{kind}")
         if not registered or not any(m.fullmatch(module) and k.fullmatch(kind) for m, k in _KERAS_TYPES):
-            raise AuditError(f"{name!r} has a {module}.{kind}, and only layers are read that can hold no code")
+            msg = f"{name!r} has a {module}.{kind}, and only layers are read that can hold no code"
+            raise AuditError(msg)
     audit_weights(members["model.weights.h5"], name)
 
 
@@ -274,7 +298,8 @@ def audit_weights(data: bytes, name: str) -> None:
         with h5py.File(io.BytesIO(data), "r") as file:
             _audit_group(file, name)
     except OSError as error:
-        raise AuditError(f"{name!r} is not HDF5 ({str(error)[:100]})") from error
+        msg = f"{name!r} is not HDF5 ({str(error)[:100]})"
+        raise AuditError(msg) from error
 
 
 def _audit_group(file: Any, name: str) -> None:
@@ -285,11 +310,13 @@ def _audit_group(file: Any, name: str) -> None:
         group = front.pop()
         for key in group:
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise AuditError(f"{name!r} has a link at {key!r}, which may lead to another file")
+                msg = f"{name!r} has a link at {key!r}, which may lead to another file"
+                raise AuditError(msg)
             item = group[key]
             if isinstance(item, h5py.Group):
                 if item.id.__hash__() not in seen:
                     seen.add(item.id.__hash__())
                     front.append(item)
             elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-                raise AuditError(f"{name!r} has data at {key!r} that lie in another file")
+                msg = f"{name!r} has data at {key!r} that lie in another file"
+                raise AuditError(msg)

@@ -209,24 +209,30 @@ def _is_weights(name: str) -> bool:
 
 def _read_description(members: Members) -> dict[str, Any]:
     if DESCRIPTION not in members:
-        raise AuditError(f"it has no {DESCRIPTION}, so that it was not written by result.save")
+        msg = f"it has no {DESCRIPTION}, so that it was not written by result.save"
+        raise AuditError(msg)
     if len(members[DESCRIPTION]) > _LONGEST:
-        raise AuditError(f"its {DESCRIPTION} is longer than {_LONGEST >> 20} MB")
+        msg = f"its {DESCRIPTION} is longer than {_LONGEST >> 20} MB"
+        raise AuditError(msg)
     record = parse_json(members[DESCRIPTION], DESCRIPTION)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise AuditError(f"its {DESCRIPTION} is not of a {FORMAT}")
+        msg = f"its {DESCRIPTION} is not of a {FORMAT}"
+        raise AuditError(msg)
     version = record.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        raise AuditError(
+        msg = (
             f"it is of format version {version!r}, and this deepfeat reads {FORMAT_VERSION}: update deepfeat, or save "
             "it again"
         )
+        raise AuditError(msg)
     unknown = set(record) - set(_FIELDS) - {"format", "format_version"}
     if unknown:
-        raise AuditError(f"its description says {min(unknown)!r}, which is not known here")
+        msg = f"its description says {min(unknown)!r}, which is not known here"
+        raise AuditError(msg)
     for name, kind in _FIELDS.items():
         if name not in record or not isinstance(record[name], kind):
-            raise AuditError(f"its description lacks a proper {name!r}")
+            msg = f"its description lacks a proper {name!r}"
+            raise AuditError(msg)
     if record["digest"] != _digest(record):
         raise AuditError("its description is not the one that was written: the digest is another")
     if record["threshold"] is not None and not math.isfinite(record["threshold"]):
@@ -239,25 +245,29 @@ def _check_members(members: Members, record: Mapping[str, Any]) -> None:
     found = set(members) - {DESCRIPTION}
     if set(told) != found:
         odd = min(set(told) ^ found)
-        raise AuditError(f"{odd!r} is {'missing' if odd in told else 'not named in its description'}")
+        msg = f"{odd!r} is {'missing' if odd in told else 'not named in its description'}"
+        raise AuditError(msg)
     if PIPELINE not in found:
         raise AuditError("it has no pipeline")
     for name in found:
         expected = {"size": len(members[name]), "sha256": _sha256(members[name])}
         if told[name] != expected:
-            raise AuditError(f"{name!r} has another content than its description says: its size or digest is another")
+            msg = f"{name!r} has another content than its description says: its size or digest is another"
+            raise AuditError(msg)
 
 
 def _check_weights(name: str, data: bytes) -> None:
     stem, _, ending = name.partition(".")
     if ending != "json" and _sha256(data) != stem:
-        raise AuditError(f"the weights {name!r} have another digest than their name says")
+        msg = f"the weights {name!r} have another digest than their name says"
+        raise AuditError(msg)
     if ending == "keras":
         audit_keras(data, name)
     elif ending == "weights.h5":
         audit_weights(data, name)
     elif not isinstance(parse_json(data, name), dict):
-        raise AuditError(f"{name!r} does not describe a network")
+        msg = f"{name!r} does not describe a network"
+        raise AuditError(msg)
 
 
 def _check_blocks(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -270,7 +280,8 @@ def _check_blocks(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not known or type(block.get("dim")) is not int or block["dim"] < 1:
             raise AuditError("its description has a block without a name or width")
         if "spec" in block and (not isinstance(block["spec"], dict) or block_key(block["spec"]) != block.get("key")):
-            raise AuditError(f"the description of block {block['name']!r} does not match its key")
+            msg = f"the description of block {block['name']!r} does not match its key"
+            raise AuditError(msg)
     if not record["classes"] or len(set(map(repr, record["classes"]))) != len(record["classes"]):
         raise AuditError("its classes are none, or not different")
     return blocks

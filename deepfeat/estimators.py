@@ -50,7 +50,8 @@ def check_estimators(pipeline: Any, calibrator: Any, width: int, classes: list[A
         chances = None if calibrator is None else calibrator.predict_proba(_inputs(decision))
     # An attribute of another type than it has after a fit may fail in any way.
     except Exception as error:
-        raise AuditError(f"its classifier does not work ({type(error).__name__}: {str(error)[:200]})") from error
+        msg = f"its classifier does not work ({type(error).__name__}: {str(error)[:200]})"
+        raise AuditError(msg) from error
     if not same or decision.shape != (1, len(classes)) or not np.isfinite(decision).all():
         raise AuditError("its classifier does not give a finite decision value for each of its classes")
     if chances is not None and (chances.shape != decision.shape or not np.isfinite(chances).all()):
@@ -96,6 +97,7 @@ def _check_svc(svc: SVC) -> None:
             and np.isfinite(svc._gamma)
         )
     except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise AuditError(f"its SVM lacks a part ({str(error)[:100]})") from error
+        msg = f"its SVM lacks a part ({str(error)[:100]})"
+        raise AuditError(msg) from error
     if not whole:
         raise AuditError("the parts of its SVM do not fit one another")

@@ -12,7 +12,7 @@ References
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,8 +41,8 @@ class Explanation:
     decision : float
         Decision value of the class.
     method : {"activation", "occlusion"}
-        "activation": the decision value, split exactly. "occlusion": by how much the decision value falls when a position
-        is left out of the average.
+        "activation": the decision value, split exactly. "occlusion": by how much the decision value falls when a
+        position is left out of the average.
     total : ndarray of shape (height, width), float64
         All blocks and views together, upright over the picture; for "activation" its sum is the decision value.
     maps : dict of str to ndarray of shape (height, width), float64
@@ -143,18 +143,17 @@ def split_decision(
     parts = [_Part(m, *_placements(m, shape)) for m in maps]
     grid = _finest([part.upright.shape[:2] for part in parts])
     if not affine:
-        total, by_block = _occlude(pipeline, parts, column, grid)
-        return "occlusion", total, by_block, 0.0
+        return "occlusion", *_occlude(pipeline, parts, column, grid), 0.0
     weights, constant = affine_coefficients(pipeline, sum(part.width for part in parts), column)
     by_block: dict[str, np.ndarray] = {}
     start = 0
     for part in parts:
         share = part.contributions(weights[start : start + part.width])
-        placed = part.place(share, grid)
-        by_block[part.maps.block] = by_block.get(part.maps.block, 0) + placed
+        by_block.setdefault(part.maps.block, np.zeros(grid))
+        by_block[part.maps.block] += part.place(share, grid)
         start += part.width
-    total = sum(by_block.values()) + constant / np.prod(grid)
-    return "activation", np.asarray(total), by_block, constant
+    total = np.sum(list(by_block.values()), axis=0) + constant / np.prod(grid)
+    return "activation", total, by_block, constant
 
 
 def is_affine(pipeline: Pipeline) -> bool:
@@ -225,7 +224,8 @@ def overlap(n_source: int, n_target: int, low: float, high: float) -> np.ndarray
     ----------
     n_source, n_target : int
     low, high : float
-        Where the source's ends are in the target, whose ends are 0 and 1. What lies outside counts to the outermost cell.
+        Where the source's ends are in the target, whose ends are 0 and 1. What lies outside counts to the outermost
+        cell.
 
     Returns
     -------
@@ -277,7 +277,8 @@ def _refuse_others(maps: Sequence[Maps], poolings: tuple[str, ...]) -> None:
             )
             raise UsageError(msg)
         if m.pooling not in poolings:
-            msg = f"{m.block} has the pooling {m.pooling!r}, which has no share for each position: use {' or '.join(map(repr, poolings))}"
+            allowed = " or ".join(map(repr, poolings))
+            msg = f"{m.block} has the pooling {m.pooling!r}, which has no share for each position: use {allowed}"
             raise UsageError(msg)
 
 
@@ -297,7 +298,7 @@ def _finest(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
 
 def _turn_back(values: np.ndarray, view: str) -> np.ndarray:
     """Bring the map of a mirrored or turned picture back to the upright one."""
-    turned = {
+    turned: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "hflip": np.fliplr,
         "vflip": np.flipud,
         "rot90": lambda v: np.rot90(v, -1),

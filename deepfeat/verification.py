@@ -107,7 +107,7 @@ def backbone_of(spec: Mapping[str, Any], name: str) -> Backbone:
 
 def matches(backbone: Backbone, spec: Mapping[str, Any]) -> bool:
     """Whether a backbone computes the features that a spec describes."""
-    kind = [spec.get(name) for name in ("dtype", "precision", "view")]
+    kind = [str(spec.get(name)) for name in ("dtype", "precision", "view")]
     return block_key(spec) in map(block_key, backbone.specs(digest_weights(backbone), *kind))
 
 

@@ -197,9 +197,11 @@ def reduced(module, name):
 
 def twice(members):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        for name in (*members, PIPELINE):
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in members:
             archive.writestr(name, members[name])
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(PIPELINE, members[PIPELINE])
     return buffer.getvalue()
 
 
