@@ -44,6 +44,9 @@ _HOMES = {
     "plot_similarity": "plots",
     "open_ledger": "ledger",
     "Ledger": "ledger",
+    "load": "prediction",
+    "Classifier": "prediction",
+    "explain_images": "prediction",
     "DeepfeatError": "errors",
     "UsageError": "errors",
     "DataError": "errors",
@@ -52,6 +55,7 @@ _HOMES = {
     "StoreError": "errors",
     "DamageError": "errors",
     "LockedError": "errors",
+    "BundleError": "errors",
     "DataWarning": "errors",
 }
 
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
     from deepfeat.duplicates import find_duplicates
     from deepfeat.errors import (
         BackboneError,
+        BundleError,
         DamageError,
         DataError,
         DataWarning,
@@ -84,6 +89,7 @@ if TYPE_CHECKING:
     from deepfeat.extraction import extract
     from deepfeat.ledger import Ledger, open_ledger
     from deepfeat.plots import plot_history, plot_similarity
+    from deepfeat.prediction import Classifier, explain_images, load
     from deepfeat.similarity import linear_cka
     from deepfeat.store import FeatureStore, open_features, verify_features
     from deepfeat.svm import SVMResult, fit_svm

@@ -97,6 +97,8 @@ def fit(arguments: argparse.Namespace) -> None:
         result.plot(arguments.plot)
     if arguments.predictions:
         result.predictions.to_csv(arguments.predictions)
+    if arguments.save:
+        result.save(arguments.save, arguments.weights)
     if not arguments.json:
         print(result.summary())
         return
@@ -165,6 +167,49 @@ def _fit(arguments: argparse.Namespace) -> Any:
         n_jobs=arguments.jobs,
         seed=arguments.seed,
         ledger=not arguments.no_ledger,
+    )
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Classify images by a classifier that fit --save wrote."""
+    import deepfeat
+
+    given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
+    classifier = deepfeat.load(arguments.model, given, runtime=arguments.runtime)
+    images = arguments.images[0] if len(arguments.images) == 1 else arguments.images
+    total = failed = 0
+    for table in classifier.stream(images):
+        _print_predictions(table, arguments.json_lines, header=not total)
+        for row in table[table["failure"].notna()].itertuples():
+            print(f"failed: {row.Index}: {row.failure}", file=sys.stderr)
+            failed += 1
+        total += len(table)
+    if failed == total:
+        raise DeepfeatError("no image could be read")
+
+
+def _print_predictions(table: Any, json_lines: bool, header: bool) -> None:
+    """Print one line for each image; undecodable bytes of file names as they came."""
+    if json_lines:
+        for name, row in table.iterrows():
+            print(json.dumps(_plain({"image_id": name, **row}), allow_nan=False), flush=True)
+    else:
+        text = table.to_csv(header=header, lineterminator="\n")
+        sys.stdout.write(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+        sys.stdout.flush()
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    """Draw where in an image the decision value of a class comes from."""
+    import deepfeat
+
+    given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
+    classifier = deepfeat.load(arguments.model, given, runtime=arguments.runtime)
+    names = {str(name): name for name in classifier.classes}
+    explanation = classifier.explain(arguments.image, names.get(arguments.label, arguments.label))
+    explanation.save(arguments.output)
+    print(
+        f"{explanation.label}: decision value {explanation.decision:.4g}, by {explanation.method}: {arguments.output}"
     )
 
 
@@ -509,6 +554,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--predictions", metavar="CSV", help="write one row per image here")
     command.add_argument("--report", metavar="HTML", help="write all about it as one page here, see `deepfeat report`")
     command.add_argument("--plot", metavar="FILE", help="draw confusion matrix and curves: .png, .svg or .pdf")
+    command.add_argument("--save", metavar="FILE", help="write the classifier here, for `deepfeat predict`")
+    command.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="with --save: .keras or .weights.h5 file that is to travel along; may be repeated",
+    )
     command.add_argument("--json", action="store_true")
 
     _add_compare(commands)
@@ -524,6 +577,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--points", type=int, default=2000, metavar="N", help="images on the map (default: 2000)")
     command.add_argument("--errors", type=int, default=24, metavar="N", help="images in the gallery (default: 24)")
     command.add_argument("--title", help="(default: task and blocks)")
+
+    command = _command(commands, "predict", predict, "deepfeat predict skin.deepfeat new_photos --csv > labels.csv")
+    command.add_argument("model", help="file that `deepfeat fit --save` or result.save wrote")
+    command.add_argument("images", nargs="+", help="a folder, or image files")
+    lines = command.add_mutually_exclusive_group()
+    lines.add_argument("--csv", action="store_true", help="one line for each image, with a header (the default)")
+    lines.add_argument(
+        "--json-lines", action="store_true", help="one JSON object for each image, as soon as it is done"
+    )
+    _add_classifier_options(command)
+
+    command = _command(
+        commands, "explain", explain, "deepfeat explain skin.deepfeat mole.jpg --label MEL --output mole.png"
+    )
+    command.add_argument("model", help="file that `deepfeat fit --save` or result.save wrote")
+    command.add_argument("image", help="image file")
+    command.add_argument("--label", help="class (default: the predicted one)")
+    command.add_argument("--output", default="explanation.png", help=".png, .svg or .pdf (default: explanation.png)")
+    _add_classifier_options(command)
 
     store = commands.add_parser("store", help="look at a feature store").add_subparsers(
         required=True, metavar="COMMAND"
@@ -675,6 +747,11 @@ def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -
     _add_network_options(command)
 
 
+def _add_classifier_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
+    _add_backbone_options(command, required=False)
+
+
 def _add_network_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layer", action="append", help="named layer instead of the network's output; may be repeated"
@@ -785,17 +862,18 @@ def _print_store(store: Any, as_json: bool) -> None:
 
 def _print_json(record: dict[str, Any]) -> None:
     """Print JSON; what is not a number there becomes null."""
+    print(json.dumps(_plain(record), indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
     import pandas as pd
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        value = value.item() if hasattr(value, "item") else value
-        return None if isinstance(value, float) and pd.isna(value) else value
-
-    print(json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False))
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and pd.isna(value) else value
 
 
 @contextlib.contextmanager

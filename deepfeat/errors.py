@@ -33,5 +33,9 @@ class LockedError(StoreError):
     """Another process is writing the feature store; the message names it."""
 
 
+class BundleError(DeepfeatError):
+    """A file is not a classifier that deepfeat wrote, or holds something that no classifier needs."""
+
+
 class DataWarning(UserWarning):
     """Something in the data deserves a look, and deepfeat went on."""

@@ -31,7 +31,8 @@ OVERSAMPLING = 2
 #: Part of each side that a crop view keeps.
 CROP = 0.8
 
-_TURNS = {
+#: Mirrored and turned views, by what makes them.
+TURNS = {
     "hflip": Image.Transpose.FLIP_LEFT_RIGHT,
     "vflip": Image.Transpose.FLIP_TOP_BOTTOM,
     "rot90": Image.Transpose.ROTATE_90,
@@ -40,7 +41,7 @@ _TURNS = {
 }
 
 #: Left and top edge of each crop, as parts of what a crop leaves out.
-_CROPS = {
+CROPS = {
     "center": (0.5, 0.5),
     "top_left": (0.0, 0.0),
     "top_right": (1.0, 0.0),
@@ -49,7 +50,7 @@ _CROPS = {
 }
 
 #: Views of an image: itself, mirrored, turned anticlockwise by degrees, or cropped to `CROP` of each side.
-VIEWS = ("original", *_TURNS, *_CROPS)
+VIEWS = ("original", *TURNS, *CROPS)
 
 #: File name endings, lower case, by which an image is recognised in a folder.
 SUFFIXES = frozenset(
@@ -241,11 +242,11 @@ def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def show_view(image: Image.Image, view: str) -> Image.Image:
     """Mirror, turn or crop a picture; see `VIEWS`."""
-    if view in _TURNS:
-        return image.transpose(_TURNS[view])
-    if view in _CROPS:
+    if view in TURNS:
+        return image.transpose(TURNS[view])
+    if view in CROPS:
         width, height = (max(1, round(CROP * side)) for side in image.size)
-        left, top = _CROPS[view]
+        left, top = CROPS[view]
         left, top = round(left * (image.width - width)), round(top * (image.height - height))
         return image.crop((left, top, left + width, top + height))
     return image
@@ -258,7 +259,7 @@ def prepare_image(data: bytes, preparations: Iterable[Preparation]) -> dict[Prep
     """
     by_least: dict[int, list[Preparation]] = {}
     for preparation in preparations:
-        kept = CROP if preparation.view in _CROPS else 1.0
+        kept = CROP if preparation.view in CROPS else 1.0
         by_least.setdefault(math.ceil(OVERSAMPLING * max(preparation.size) / kept), []).append(preparation)
     pixels = {}
     for at_least, group in by_least.items():

@@ -257,6 +257,33 @@ def draw_activation_maps(
     figure.savefig(path)
 
 
+def draw_explanation(picture: np.ndarray, maps: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+    """Draw maps of what speaks for a class (red) and against it (blue) over a picture, and write them to a file.
+
+    Parameters
+    ----------
+    picture : ndarray of shape (height, width, 3), uint8
+    maps : mapping of str to ndarray of shape (height, width)
+        By their titles; each has a scale of its own.
+    path : path
+    """
+    height, width = picture.shape[:2]
+    edge = 2.4
+    figure = _new_figure((edge * (1 + len(maps)), edge * height / width + 0.35))
+    shown = {"image": None, **maps}
+    for axes, (title, values) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        axes.axis("off")
+        axes.set_title(title, fontsize=8)
+        axes.imshow(picture, extent=(0, width, height, 0))
+        if values is None:
+            continue
+        largest = np.abs(values).max() or 1
+        strength = np.abs(values) / largest
+        options = {"cmap": "RdBu_r", "interpolation": "bilinear", "extent": (0, width, height, 0)}
+        axes.imshow(values, alpha=0.15 + 0.5 * strength, vmin=-largest, vmax=largest, **options)
+    figure.savefig(path)
+
+
 def _new_figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure

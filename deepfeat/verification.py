@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def verify_sample(
     """
     store = open_features(cache)
     if backbones is None:
-        chosen = [_backbone_of(block) for block in store.structure.blocks]
+        chosen = [backbone_of(block.spec, block.name) for block in store.structure.blocks]
     else:
         chosen = as_backbones(backbones)
     done = []
@@ -70,9 +70,21 @@ def verify_sample(
     return pd.DataFrame(done).drop_duplicates("key", ignore_index=True)
 
 
-def _backbone_of(block: Block) -> Backbone:
-    """Make the backbone that a block's spec describes, with weights that need no file."""
-    spec = block.spec
+def backbone_of(spec: Mapping[str, Any], name: str) -> Backbone:
+    """Make the backbone that the spec of a feature block describes, with weights that need no file.
+
+    Parameters
+    ----------
+    spec : mapping
+        Everything that decides the block's numbers, see `Backbone.specs`.
+    name : str
+        Of the block, for messages.
+
+    Raises
+    ------
+    BackboneError
+        If there is no network of this name, or it has other weights or settings here.
+    """
     random = str(spec["weights"]).startswith("random:")
     try:
         backbone = Backbone(
@@ -84,16 +96,19 @@ def _backbone_of(block: Block) -> Backbone:
             resize=spec["resize"],
             seed=int(spec["weights"].removeprefix("random:")) if random else 0,
         )
-    except (UsageError, KeyError, ValueError) as error:
-        msg = f"{block.name} cannot be built from its description ({error}): pass the backbone"
+    except (UsageError, KeyError, ValueError, TypeError) as error:
+        msg = f"{name} cannot be built from its description ({error}): pass the backbone"
         raise BackboneError(msg) from error
-    digest = digest_weights(backbone)
-    if block.key not in map(block_key, backbone.specs(digest, block.dtype.name, spec["precision"], spec["view"])):
-        msg = (
-            f"{block.name} was computed with other weights or settings than {backbone.name} has here: pass the backbone"
-        )
+    if not matches(backbone, spec):
+        msg = f"{name} was computed with other weights or settings than {backbone.name} has here: pass the backbone"
         raise BackboneError(msg)
     return backbone
+
+
+def matches(backbone: Backbone, spec: Mapping[str, Any]) -> bool:
+    """Whether a backbone computes the features that a spec describes."""
+    kind = [str(spec.get(name)) for name in ("dtype", "precision", "view")]
+    return block_key(spec) in map(block_key, backbone.specs(digest_weights(backbone), *kind))
 
 
 def _compare_sample(

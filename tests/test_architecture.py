@@ -17,6 +17,7 @@ STAGE_1 = (
     "deepfeat.benchmarking",
     "deepfeat.training",
     "deepfeat.activations",
+    "deepfeat.prediction",
 )
 STAGE_2 = (
     "deepfeat.store",
@@ -31,6 +32,10 @@ STAGE_2 = (
     "deepfeat.comparison",
     "deepfeat.ledger",
     "deepfeat.report",
+    "deepfeat.archives",
+    "deepfeat.bundle",
+    "deepfeat.estimators",
+    "deepfeat.explanation",
 )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -88,6 +89,55 @@ def test_fit_nested_calibrated_with_a_threshold(cache, capsys):
     assert isinstance(record["threshold"], float)
 
 
+@pytest.fixture(scope="module")
+def model(cache, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "light.deepfeat"
+    command = ["fit", str(cache), "--C", "0.001", "--positive", "dark", "--calibrate", "sigmoid", "--test", "0.25"]
+    assert main([*command, "--save", str(path), "--json"]) == 0
+    return path
+
+
+def test_predict_prints_csv_and_json_lines_of_a_folder(model, folder, capsys):
+    capsys.readouterr()
+    assert main(["predict", str(model), str(folder)]) == 0
+    csv = capsys.readouterr().out
+    table = pd.read_csv(io.StringIO(csv), index_col="image_id")
+    assert list(table.columns) == [
+        *("path", "label", "not dark", "dark", "probability not dark", "probability dark", "failure")
+    ]
+    assert (table["label"] == np.where(table.index.str.startswith("dark"), "dark", "not dark")).all()
+    assert main(["predict", str(model), str(folder), "--json-lines"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["image_id"] for record in records] == table.index.tolist()
+    assert [record["dark"] for record in records] == pytest.approx(table["dark"].tolist(), abs=1e-4)
+    assert {record["failure"] for record in records} == {None}
+
+
+def test_predict_names_failed_images_and_goes_on(model, folder, tmp_path, capsys):
+    capsys.readouterr()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    assert main(["predict", str(model), str(broken), str(folder / "dark" / "dark0.png"), "--json-lines"]) == 0
+    captured = capsys.readouterr()
+    first, second = map(json.loads, captured.out.splitlines())
+    assert (first["label"], first["dark"], first["failure"]) == (None, None, "not an image of a known format")
+    assert (second["label"], second["failure"]) == ("dark", None)
+    assert f"failed: {broken}: not an image" in captured.err
+    assert main(["predict", str(model), str(broken)]) == 1
+    assert "no image could be read" in capsys.readouterr().err
+
+
+def test_explain_draws_a_picture(model, folder, tmp_path, capsys):
+    capsys.readouterr()
+    output = tmp_path / "dark.png"
+    image = str(folder / "dark" / "dark0.png")
+    assert main(["explain", str(model), image, "--label", "dark", "--output", str(output)]) == 0
+    assert capsys.readouterr().out.startswith("dark: decision value ")
+    assert np.asarray(Image.open(output).convert("RGB")).std() > 10
+    assert main(["explain", str(model), image, "--label", "grey"]) == 2
+    assert "label is 'grey': the classes are 'not dark', 'dark'" in capsys.readouterr().err
+
+
 def test_extract_with_a_label_file(folder, tmp_path, capsys):
     csv = tmp_path / "labels.csv"
     rows = [f"{n};{n[:4]};p{i // 2}" for i, n in enumerate(f"dark{k}.png" for k in range(12))]
@@ -103,6 +153,8 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "status", "message"),
     [
+        (["predict", "missing.deepfeat", "."], 1, "there is no file 'missing.deepfeat'"),
+        (["explain", "missing.deepfeat", "a.png"], 1, "there is no file 'missing.deepfeat'"),
         (["fit", "missing.h5"], 1, "there is no feature store 'missing.h5'"),
         (["store", "info", "missing.h5"], 1, "there is no feature store"),
         (["extract", "missing", "--backbone", "VGG16"], 2, "does not exist"),
@@ -150,7 +202,7 @@ def test_wrong_use_exits_with_2(command, capsys):
     assert "usage: deepfeat" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["demo"], ["extract"], ["fit"], ["store", "info"]])
+@pytest.mark.parametrize("command", [["demo"], ["extract"], ["fit"], ["predict"], ["explain"], ["store", "info"]])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])

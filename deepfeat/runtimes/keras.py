@@ -213,6 +213,17 @@ def layer_output(model: keras.Model, name: str) -> Any:
     return model.get_layer(name).output
 
 
+def averaged_layer(model: keras.Model, name: str | None) -> str | None:
+    """Name the layer whose maps a network averages itself, to its output or to a named layer's; None if it does not."""
+    tensor = model.outputs[0] if name is None else layer_output(model, name)
+    while len(tensor.shape) == 2:
+        operation = tensor._keras_history.operation
+        if type(operation).__name__ not in ("Cast", "Mean", "GlobalAveragePooling2D"):
+            return None
+        tensor = operation.input
+    return str(tensor._keras_history.operation.name) if len(tensor.shape) == 4 else None
+
+
 def preprocess(images: Any, preprocessing: Preprocessing) -> Any:
     """Turn uint8 RGB images into what a network wants to see."""
     x = ops.cast(images, "float32")

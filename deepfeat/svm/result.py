@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.pipeline import Pipeline
 
 from deepfeat.bootstrap import PER_CLASS
+from deepfeat.bundle import write_bundle
 
 if TYPE_CHECKING:
     from deepfeat.report.gallery import Explain
@@ -99,6 +101,33 @@ class SVMResult:
 
     def __repr__(self) -> str:
         return f"<SVMResult on {', '.join(self.blocks)}: {self._headline()}>"
+
+    def save(self, path: str | os.PathLike[str], weights: str | os.PathLike[str] | Sequence[Any] = ()) -> None:
+        """Write the classifier into one file, which `deepfeat.load` reads without running anything in it.
+
+        In it are the pipeline, the calibrator, classes, threshold, metrics, provenance, the description of each
+        block with the digest of its network's weights, and the weights that are named here. No image and no row of
+        the predictions is.
+
+        Parameters
+        ----------
+        path : path
+            By custom "NAME.deepfeat". A file of this name is replaced.
+        weights : path or list of paths
+            ``.keras`` or ``.weights.h5`` files with which features were computed and that are to travel along; the
+            manifest of a fine-tuned network goes with it, and with it the digests of its training images. Networks
+            whose weights come from elsewhere, or are not named here, have to be on the machine that loads.
+
+        Raises
+        ------
+        UsageError
+            If a file holds weights that no block was computed with, or layers that may hold code.
+
+        Examples
+        --------
+        >>> result.save("skin.deepfeat")                                   # doctest: +SKIP
+        """
+        write_bundle(self, path, weights)
 
     def summary(self) -> str:
         """Describe the result in a few lines of text."""
