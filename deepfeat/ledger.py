@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,8 +257,7 @@ def record_fit(result: SVMResult, ledger: bool | str | os.PathLike[str]) -> str 
     if ledger is False or (ledger is True and store is None):
         return None
     folder = ledger_path(store) if ledger is True else Path(ledger)
-    created = result.provenance["created"].replace("-", "").replace(":", "")[:15]
-    name = f"{created}-{uuid.uuid4().hex[:8]}"
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}"
     content = io.BytesIO()
     np.savez_compressed(content, **_arrays(result))  # type: ignore[arg-type]
     try:

@@ -22,7 +22,7 @@ from deepfeat.svm.guard import describe_seen, refuse_seen
 from deepfeat.svm.procedure import Learned, Outcome, Procedure
 from deepfeat.svm.record import describe_fit
 from deepfeat.svm.result import SVMResult
-from deepfeat.svm.samples import UNGROUPED, Grouping, Samples, binarise, load_samples
+from deepfeat.svm.samples import Grouping, Samples, binarise, load_samples
 from deepfeat.svm.search import CLASSIFIERS, LOSSES, PARAMETERS, Search, check_class_weights, converged, make_svm
 from deepfeat.svm.selection import is_choice
 
@@ -183,7 +183,6 @@ def fit_svm(
         classifier=(classifier, CLASSIFIERS),
         engine=(engine, ENGINES),
         refit=(refit, ENGINES),
-        ungrouped=(ungrouped, UNGROUPED),
         calibrate=(calibrate, (False, True, *METHODS)),
     )
     wish = _read_threshold(threshold, positive)

@@ -101,6 +101,11 @@ class Grouping:
     ungrouped: str = "own"
     duplicates: pd.DataFrame | None = None
 
+    def __post_init__(self) -> None:
+        if self.ungrouped not in UNGROUPED:
+            msg = f"ungrouped is {self.ungrouped!r}: use one of {', '.join(map(repr, UNGROUPED))}"
+            raise UsageError(msg)
+
     def keep(self, table: pd.DataFrame, kept: np.ndarray, notes: list[str]) -> np.ndarray:
         """Leave out, refuse or note images without a group."""
         missing = kept & table["group"].isna().to_numpy()
