@@ -17,8 +17,8 @@ from deepfeat.report.tables import class_name, legend
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
 
-#: Of the result, paths and a label: for each path the evidence for the label, of shape (height, width), or what has it as
-#: its ``total``.
+#: Of the result, paths and a label: for each path the evidence for the label, of shape (height, width), or what has it
+#: as its ``total``.
 Explain = Callable[[Any, Sequence[str], Any], Sequence[Any]]
 
 
