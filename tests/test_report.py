@@ -359,13 +359,14 @@ def test_pictures_of_another_folder(result, store, tmp_path):
     assert "have no picture" not in written(result, tmp_path, table)
 
 
-def test_explanations_are_asked_for_what_was_predicted(result, store, tmp_path):
+@pytest.mark.parametrize("wrap", [lambda total: total, lambda total: SimpleNamespace(total=total)])
+def test_explanations_are_asked_for_what_was_predicted(result, store, tmp_path, wrap):
     asked = {}
 
     def explain(given, paths, label):
         assert given is result
         asked.update(dict.fromkeys(paths, label))
-        return [np.full((3, 4), 2.0) for _ in paths]
+        return [wrap(np.full((3, 4), 2.0)) for _ in paths]
 
     page = written(result, tmp_path, explain=explain)
     ids = dict(zip(store.table["path"], store.table["image_id"], strict=True))

@@ -17,8 +17,9 @@ from deepfeat.report.tables import class_name, legend
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
 
-#: Of the result, paths and a label: for each path the evidence for the label, of shape (height, width).
-Explain = Callable[[Any, Sequence[str], Any], Sequence[np.ndarray]]
+#: Of the result, paths and a label: for each path the evidence for the label, of shape (height, width), or what has it
+#: as its ``total``.
+Explain = Callable[[Any, Sequence[str], Any], Sequence[Any]]
 
 
 def hardest_errors(scores: Scores, threshold: float | None, n_errors: int) -> pd.DataFrame:
@@ -92,7 +93,7 @@ def _explained(
             wanted = [i for i in np.flatnonzero(guess == k).tolist() if pictures[i].picture is not None]
             found = explain(result, [str(paths[ids[i]]) for i in wanted], scores.classes[k]) if wanted else []
             for i, evidence in zip(wanted, found, strict=True):
-                maps[i] = evidence
+                maps[i] = getattr(evidence, "total", evidence)
     except DeepfeatError as error:
         return maps, [f"No activation maps: {error}"]
     return maps, []

@@ -179,7 +179,8 @@ class SVMResult:
             For the map: the store, if it is elsewhere now, or the arrays that were given to `deepfeat.fit_svm`.
         explain : callable, optional
             Of the result, a list of paths, and a label: for each path an array of shape (height, width), the
-            evidence for that label at each place. It is asked for what was predicted of the images in the gallery.
+            evidence for that label at each place, or an object with such an array as its attribute ``total``. It is
+            asked for what was predicted of the images in the gallery.
         method : {"tsne", "pca"}
             How embeddings are placed on the map, see `deepfeat.report.projection.project`.
         n_points : int
