@@ -287,6 +287,26 @@ def _readable(table: Any) -> Any:
     return pd.DataFrame({**shown, "score": score}, index=table.index)
 
 
+def doctor(arguments: argparse.Namespace) -> None:
+    """Show what this machine has, what is missing, and what would make deepfeat faster."""
+    from deepfeat.diagnosis import diagnose
+
+    found = diagnose(Path(arguments.cache), arguments.n_images, arguments.dim)
+    if arguments.json:
+        _print_json({finding.topic: finding._asdict() for finding in found})
+    else:
+        width = max(len(finding.topic) for finding in found)
+        for finding in found:
+            mark = "!" if finding.is_fault else " "
+            print(f"{mark} {finding.topic:{width}}  {finding.found}")
+            if finding.advice:
+                print(f"  {'':{width}}  -> {finding.advice}")
+    faults = [finding.topic for finding in found if finding.is_fault]
+    if faults:
+        msg = f"{len(faults)} fault(s) to be mended: {', '.join(faults)}"
+        raise DeepfeatError(msg)
+
+
 def store_info(arguments: argparse.Namespace) -> None:
     """Show what a feature store holds."""
     import deepfeat
@@ -408,6 +428,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_finetune_options(command)
     _add_label_options(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--json", action="store_true")
+
+    command = _command(commands, "doctor", doctor, "deepfeat doctor --n-images 25331 --dim 2560")
+    command.add_argument("--cache", default="features.h5", help="feature store to be made (default: features.h5)")
+    command.add_argument("--n-images", type=int, help="to be extracted, for an estimate of the store's size")
+    command.add_argument("--dim", type=int, default=1280, help="of all embeddings of an image (default: 1280)")
     command.add_argument("--json", action="store_true")
 
     command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")

@@ -449,3 +449,18 @@ def test_conjugate_gradients_say_whether_they_reached_the_goal():
     x, left, solved = conjugate_gradients(lambda v: A @ v, lambda v: v, right, 1e-10, 3)
     assert not solved
     np.testing.assert_allclose(left, right - A @ x, atol=1e-12)
+
+
+def test_conjugate_gradients_give_up_early_where_they_are_too_slow():
+    A, calls = np.diag(np.geomspace(1, 1e6, 200)), []
+
+    def system(v):
+        calls.append(v)
+        return A @ v
+
+    _, _, solved = conjugate_gradients(system, lambda v: v, np.ones(200), 1e-6, 10, patient=False)
+    assert not solved
+    assert len(calls) == 2
+    x, _, solved = conjugate_gradients(system, lambda v: v / A.diagonal(), np.ones(200), 1e-6, 10, patient=False)
+    assert solved
+    np.testing.assert_allclose(x, 1 / A.diagonal())

@@ -108,11 +108,15 @@ def _pretrained(name: str, shape: Shape) -> keras.Model:
         raise BackboneError(msg) from error
 
 
+def weights_folder() -> Path:
+    """Where Keras keeps the weights that it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+
+
 def _weights_file(name: str, shape: Shape) -> Path:
     """Where Keras keeps the ImageNet weights of a network."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     rows = shape[0] if shape[0] == shape[1] and shape[0] in _MOBILENET_ROWS.get(name, ()) else 224
-    return home / "models" / APPLICATIONS[name].weights_file.format(rows=rows)
+    return weights_folder() / APPLICATIONS[name].weights_file.format(rows=rows)
 
 
 def _offline(name: str) -> bool:

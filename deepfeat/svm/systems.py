@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: A system is solved to this part of its right side; a kept factor may take so many iterations, a new one so many.
 _FORCING, _STALE, _MAX_ITERATIONS = 1e-3, 10, 50
 
+#: A kept factor is given up when it seems to need more than this many times its iterations: the rate tends to rise.
+_HOPE = 1.3
+
 #: The system of the dual variables is solved up to this many times as many active rows as coefficients.
 _FEW = 1.25
 
@@ -278,8 +281,9 @@ def _iterate(system: Apply, ways: Sequence[Callable[[], Apply]], right: np.ndarr
     """Conjugate gradients with one preconditioner after the other, each for a few iterations but the last."""
     x, goal = np.zeros_like(right), _FORCING * float(np.linalg.norm(right))
     for way in ways:
-        limit = _MAX_ITERATIONS if way is ways[-1] else _STALE
-        change, right, solved = conjugate_gradients(system, way(), right, goal, limit)
+        last = way is ways[-1]
+        limit = _MAX_ITERATIONS if last else _STALE
+        change, right, solved = conjugate_gradients(system, way(), right, goal, limit, patient=last)
         x += change
         if solved:
             break
@@ -287,7 +291,7 @@ def _iterate(system: Apply, ways: Sequence[Callable[[], Apply]], right: np.ndarr
 
 
 def conjugate_gradients(
-    system: Apply, precondition: Apply, right: np.ndarray, goal: float, limit: int
+    system: Apply, precondition: Apply, right: np.ndarray, goal: float, limit: int, *, patient: bool = True
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Solve a symmetric positive definite system by preconditioned conjugate gradients.
 
@@ -300,6 +304,8 @@ def conjugate_gradients(
         Norm of the residual with which the solution is good enough.
     limit : int
         Iterations at most.
+    patient : bool
+        Whether to go on to the limit where the pace so far will not lead to the goal by then.
 
     Returns
     -------
@@ -308,10 +314,13 @@ def conjugate_gradients(
         Whether the goal was reached.
     """
     x, r, product = np.zeros_like(right), right.copy(), 1.0
-    direction = np.zeros_like(right)
+    direction, start = np.zeros_like(right), float(np.linalg.norm(right))
     for iteration in range(limit):
-        if np.linalg.norm(r) <= goal:
+        size = float(np.linalg.norm(r))
+        if size <= goal:
             return x, r, True
+        if not patient and iteration > 1 and not _is_on_course(iteration, limit, size / start, goal / start):
+            return x, r, False
         z = precondition(r)
         product, before = float(r @ z), product
         direction = z + (product / before) * direction if iteration else z
@@ -320,6 +329,11 @@ def conjugate_gradients(
         x += step * direction
         r = r - step * q
     return x, r, bool(np.linalg.norm(r) <= goal)
+
+
+def _is_on_course(iteration: int, limit: int, reached: float, wanted: float) -> bool:
+    """Whether a residual that falls at the same rate is as small as wanted by the limit, or not much later."""
+    return math.log(reached) * _HOPE * limit <= math.log(wanted) * iteration
 
 
 def factorise(make: Callable[[], np.ndarray], ridge: np.ndarray | float) -> Factor:
