@@ -76,7 +76,7 @@ class AuditError(Exception):
     """Something in an archive that it must not hold; the message says what."""
 
 
-def read_members(source: Path | io.BytesIO, allowed: Callable[[str], bool], *, stored: bool = True) -> Members:
+def read_members(source: Path | io.BytesIO, allowed: Callable[[str], bool]) -> Members:
     """Read a zip archive whose members are known by name.
 
     Parameters
@@ -84,8 +84,10 @@ def read_members(source: Path | io.BytesIO, allowed: Callable[[str], bool], *, s
     source : path or file
     allowed : callable
         Tells whether a member may have a name.
-    stored : bool
-        Whether members must be there as they are: what is not compressed cannot swell.
+
+    Returns
+    -------
+    dict of str to bytes
 
     Raises
     ------
@@ -97,7 +99,7 @@ def read_members(source: Path | io.BytesIO, allowed: Callable[[str], bool], *, s
     try:
         with zipfile.ZipFile(source) as archive:
             infos = archive.infolist()
-            _check_infos(infos, allowed, size, stored)
+            _check_infos(infos, allowed, size)
             return {info.filename: archive.read(info) for info in infos}
     except zipfile.BadZipFile as error:
         msg = f"it is not a whole zip archive ({error})"
@@ -107,7 +109,7 @@ def read_members(source: Path | io.BytesIO, allowed: Callable[[str], bool], *, s
         raise AuditError(msg) from error
 
 
-def _check_infos(infos: list[zipfile.ZipInfo], allowed: Callable[[str], bool], size: int, stored: bool) -> None:
+def _check_infos(infos: list[zipfile.ZipInfo], allowed: Callable[[str], bool], size: int) -> None:
     if len(infos) > _MOST_MEMBERS:
         msg = f"it has {len(infos)} members, and at most {_MOST_MEMBERS} are read"
         raise AuditError(msg)
@@ -123,10 +125,10 @@ def _check_infos(infos: list[zipfile.ZipInfo], allowed: Callable[[str], bool], s
         if info.flag_bits & 1:
             msg = f"its member {name!r} is encrypted"
             raise AuditError(msg)
-        if stored and (info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size):
-            msg = f"its member {name!r} is compressed, and result.save does not compress"
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            msg = f"its member {name!r} is compressed, and could swell: members are read as they are stored"
             raise AuditError(msg)
-    if stored and sum(info.file_size for info in infos) > size:
+    if sum(info.file_size for info in infos) > size:
         raise AuditError("its members are larger together than the file")
 
 
@@ -259,7 +261,7 @@ def audit_keras(data: bytes, name: str) -> None:
         For a layer that is not one of Keras' own, one that can hold code, or another damage.
     """
     known = ("config.json", "metadata.json", "model.weights.h5")
-    members = read_members(io.BytesIO(data), lambda member: member in known, stored=False)
+    members = read_members(io.BytesIO(data), lambda member: member in known)
     if set(members) != set(known):
         msg = f"{name!r} is not a .keras file"
         raise AuditError(msg)

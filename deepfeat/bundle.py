@@ -235,8 +235,8 @@ def _read_description(members: Members) -> dict[str, Any]:
             raise AuditError(msg)
     if record["digest"] != _digest(record):
         raise AuditError("its description is not the one that was written: the digest is another")
-    if record["threshold"] is not None and not math.isfinite(record["threshold"]):
-        raise AuditError("its threshold is not a finite number")
+    if record["threshold"] is not None and (record["positive"] is None or not math.isfinite(record["threshold"])):
+        raise AuditError("its threshold is not a finite number, or there is no positive class for it")
     return record
 
 
@@ -282,6 +282,8 @@ def _check_blocks(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "spec" in block and (not isinstance(block["spec"], dict) or block_key(block["spec"]) != block.get("key")):
             msg = f"the description of block {block['name']!r} does not match its key"
             raise AuditError(msg)
+    if not all(isinstance(label, str | int | float) for label in record["classes"]):
+        raise AuditError("its classes are neither text nor numbers")
     if not record["classes"] or len(set(map(repr, record["classes"]))) != len(record["classes"]):
         raise AuditError("its classes are none, or not different")
     return blocks

@@ -44,7 +44,8 @@ def check_estimators(pipeline: Any, calibrator: Any, width: int, classes: list[A
         if isinstance(part, SVC):
             _check_svc(part)
     try:
-        decision = class_scores(pipeline.decision_function(np.zeros((1, width), np.float32)))
+        fits = pipeline.n_features_in_ == width
+        decision = class_scores(pipeline.decision_function(np.zeros((1, pipeline.n_features_in_), np.float32)))
         labels = [False, True] if positive is not None else classes
         same = pipeline.classes_.tolist() == labels
         chances = None if calibrator is None else calibrator.predict_proba(_inputs(decision))
@@ -52,6 +53,8 @@ def check_estimators(pipeline: Any, calibrator: Any, width: int, classes: list[A
     except Exception as error:
         msg = f"its classifier does not work ({type(error).__name__}: {str(error)[:200]})"
         raise AuditError(msg) from error
+    if not fits:
+        raise AuditError("its classifier takes other features than its blocks have")
     if not same or decision.shape != (1, len(classes)) or not np.isfinite(decision).all():
         raise AuditError("its classifier does not give a finite decision value for each of its classes")
     if chances is not None and (chances.shape != decision.shape or not np.isfinite(chances).all()):

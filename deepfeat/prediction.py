@@ -30,6 +30,11 @@ from deepfeat.svm import SVMResult
 from deepfeat.svm.calibration import probabilities
 from deepfeat.verification import backbone_of, digest_weights, matches
 
+#: What the spec of a block says that a network of deepfeat made.
+_NEEDED = frozenset(
+    {"backbone", "weights", "layer", "pooling", "input_size", "resize", "preprocessing", "precision", "dtype", "view"}
+)
+
 
 def load(
     path: str | os.PathLike[str], backbones: Backbone | Sequence[Backbone] | None = None, *, runtime: str = "auto"
@@ -308,18 +313,19 @@ class Classifier:
     @cached_property
     def _sources(self) -> list[_Source]:
         """What makes the columns of the pipeline, in their order."""
-        without = [block["name"] for block in self._bundle.blocks if "spec" not in block]
+        without = [block["name"] for block in self._bundle.blocks if not set(block.get("spec", ())) >= _NEEDED]
         if without:
             msg = (
-                f"the block {without[0]!r} was fitted on plain arrays, of which no network is known: "
+                f"the features {without[0]!r} were not made by a network of deepfeat: "
                 "give features to classifier.pipeline instead of images"
             )
             raise BackboneError(msg)
         networks = [_Network(self._backbone(block), block["spec"], self._runtime) for block in self._bundle.blocks]
-        named = [block["name"] for block in self._bundle.blocks]
+        views, named = self._bundle.views, [block["name"] for block in self._bundle.blocks]
         return [
-            _Source(name, network, view)
-            for view in self._bundle.views
+            # Alone, each block is of the view that it was extracted with.
+            _Source(name, network, view if len(views) > 1 else network.spec["view"])
+            for view in views
             for name, network in zip(named, networks, strict=True)
         ]
 

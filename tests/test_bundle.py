@@ -228,12 +228,12 @@ def claiming(size):
     return make
 
 
-def keras_file(class_name="Dense", module="keras.layers", weights=None, **members):
+def keras_file(class_name="Dense", module="keras.layers", weights=None, compression=zipfile.ZIP_STORED, **members):
     layer = {"module": module, "class_name": class_name, "config": {"name": "x"}, "registered_name": None}
     config = {"module": "keras", "class_name": "Functional", "config": {"name": "net", "layers": [layer]}}
     weights = hdf5(lambda file: file.create_dataset("vars/0", data=[1.0])) if weights is None else weights
     parts = {"config.json": json.dumps(config).encode(), "metadata.json": b"{}", "model.weights.h5": weights}
-    return zipped({**parts, **members}, zipfile.ZIP_DEFLATED)
+    return zipped({**parts, **members}, compression)
 
 
 def hdf5(fill):
@@ -337,7 +337,10 @@ HOSTILE = {
     "a member that is not described": (add("calibrator.skops", b"", seal=False), "has another content|two members"),
     "no pipeline": (without_pipeline, "it has no pipeline"),
     "a block that is not its key's": (other_block, "block 'NetA' does not match its key"),
-    "a block that is wider": (wider_block, "does not work"),
+    "a block that is wider": (wider_block, "takes other features than its blocks have"),
+    "a view more": (describe(views=["original", "hflip"]), "takes other features than its blocks have"),
+    "a threshold without a positive class": (describe(threshold=0.5), "no positive class for it"),
+    "classes that are lists": (describe(classes=[[1], [2], [3]]), "neither text nor numbers"),
     "a newer version": (describe(format_version=2), "format version 2, and this deepfeat reads 1"),
     "a version that equals": (describe(format_version=True), "format version True"),
     "another format": (describe(format="something"), "not of a deepfeat classifier"),
@@ -394,6 +397,10 @@ HOSTILE = {
     ),
     "weights with another digest": (add(f"weights/{'0' * 64}.keras", b""), "another digest than their name"),
     "weights that are no network": (weights(b"PK"), "not a whole zip archive"),
+    "a network that is a bomb": (
+        weights(keras_file(weights=bytes(10**8), compression=zipfile.ZIP_DEFLATED)),
+        "is compressed",
+    ),
     "a Lambda layer": (weights(keras_file("Lambda")), "keras.layers.Lambda"),
     "a layer of another module": (weights(keras_file("system", "os")), "os.system"),
     "a layer that reads a file": (weights(keras_file("StringLookup")), "keras.layers.StringLookup"),
@@ -509,7 +516,7 @@ def test_plain_arrays_can_be_saved(tmp_path):
     result.save(tmp_path / "a.deepfeat")
     classifier = deepfeat.load(tmp_path / "a.deepfeat")
     np.testing.assert_array_equal(classifier.pipeline.predict(X), result.pipeline.predict(X))
-    with pytest.raises(deepfeat.BackboneError, match="'X' was fitted on plain arrays"):
+    with pytest.raises(deepfeat.BackboneError, match="'X' were not made by a network of deepfeat"):
         classifier.predict([__file__])
 
 

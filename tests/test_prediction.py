@@ -69,6 +69,7 @@ FITS = {
     "late fusion": ([cells_backbone(), small_cnn()], {"fusion": "late"}),
     "aligned": ([cells_backbone(), small_cnn()], {"fusion": "aligned"}),
     "views averaged": ([cells_backbone()], {"views": VIEWS}),
+    "one view": ([cells_backbone()], {"views": ["top_left"]}),
     "flattened": ([cells_backbone(pooling="flatten")], {}),
     "cropped": ([cells_backbone(resize="crop")], {}),
     "padded": ([cells_backbone(resize="pad")], {}),
