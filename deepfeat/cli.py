@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import sys
@@ -125,12 +126,21 @@ def report(arguments: argparse.Namespace) -> None:
     result.report(
         arguments.output,
         arguments.images,
+        explain=_explain(arguments) if arguments.maps or arguments.network else None,
         method=arguments.map,
         n_points=arguments.points,
         n_errors=arguments.errors,
         title=arguments.title,
     )
     print(f"wrote {arguments.output}")
+
+
+def _explain(arguments: argparse.Namespace) -> Any:
+    """What makes activation maps, by the networks that are named, or those that deepfeat finds by itself."""
+    import deepfeat
+
+    networks = [_backbone(text, arguments) for text in arguments.network or ()]
+    return functools.partial(deepfeat.explain_images, backbones=networks or None)
 
 
 def _fit(arguments: argparse.Namespace) -> Any:
@@ -577,6 +587,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--points", type=int, default=2000, metavar="N", help="images on the map (default: 2000)")
     command.add_argument("--errors", type=int, default=24, metavar="N", help="images in the gallery (default: 24)")
     command.add_argument("--title", help="(default: task and blocks)")
+    command.add_argument("--maps", action="store_true", help="activation maps of the errors; loads the networks")
+    command.add_argument(
+        "--network", action="append", metavar="NAME[=WEIGHTS]", help="network of a block for --maps, as for extract"
+    )
+    _add_network_options(command)
 
     command = _command(commands, "predict", predict, "deepfeat predict skin.deepfeat new_photos --csv > labels.csv")
     command.add_argument("model", help="file that `deepfeat fit --save` or result.save wrote")

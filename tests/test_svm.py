@@ -339,6 +339,12 @@ def test_best_at_the_edge_of_the_grid_is_flagged():
     assert "note: the best C is at the edge" in result.summary()
 
 
+def test_labels_without_names_are_refused():
+    X, y, _ = clusters()
+    with pytest.raises(UsageError, match="y holds True and False: name the classes"):
+        deepfeat.fit_svm((X, y == "MEL"))
+
+
 def test_missing_convergence_is_flagged(monkeypatch):
     X, y, _ = clusters()
     original = search.make_pipeline

@@ -213,7 +213,10 @@ def errors(result: SVMResult, scores: Scores, sources: Sources, explain: Explain
         return element("p", f"{wrong:,} errors.")
     shown, problems = gallery(result, scores, hardest, sources.paths, explain)
     if explain is None:
-        problems = [*problems, "No activation maps: pass explain= to report."]
+        problems = [
+            *problems,
+            "No activation maps: pass explain=deepfeat.explain_images, or --maps on the command line.",
+        ]
     how = "the difference of the two decision values" if result.threshold is None else "the distance from the threshold"
     which = "the hardest of each class in turn, one image of a group"
     text = f"{len(hardest)} of {wrong:,} errors: {which}; the margin is {how}."

@@ -179,8 +179,9 @@ class SVMResult:
             For the map: the store, if it is elsewhere now, or the arrays that were given to `deepfeat.fit_svm`.
         explain : callable, optional
             Of the result, a list of paths, and a label: for each path an array of shape (height, width), the
-            evidence for that label at each place, or an object with such an array as its attribute ``total``. It is
-            asked for what was predicted of the images in the gallery.
+            evidence for that label at each place, or an object with such an array as its attribute ``total``, as
+            `deepfeat.explain_images` does, which loads the networks. It is asked for what was predicted of the images
+            in the gallery.
         method : {"tsne", "pca"}
             How embeddings are placed on the map, see `deepfeat.report.projection.project`.
         n_points : int
@@ -206,7 +207,7 @@ class SVMResult:
         Examples
         --------
         >>> result = deepfeat.fit_svm("features.h5")                        # doctest: +SKIP
-        >>> result.report("report.html")                                    # doctest: +SKIP
+        >>> result.report("report.html", explain=deepfeat.explain_images)   # doctest: +SKIP
         """
         from deepfeat.report import write_report
 

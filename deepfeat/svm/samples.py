@@ -179,6 +179,8 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
         msg = f"X has shape {X.shape}, y {y.shape}, groups {groups.shape}: X is (n, d) and the others (n,)"
         raise UsageError(msg)
     ids = np.array([str(i) for i in range(len(X))], dtype=object)
+    if any(isinstance(label, bool | np.bool_) for label in y):
+        raise UsageError("y holds True and False: name the classes, such as np.where(y, 'MEL', 'other')")
     table = pd.DataFrame({"image_id": ids, "label": y, "group": groups, "split": None})
     if labels is not None:
         table = relabel(table, labels)
