@@ -457,9 +457,10 @@ def _print_leaderboard(arguments: argparse.Namespace) -> None:
         _print_json({"fits": table.reset_index().to_dict("records")})
         return
     columns = ["blocks", "best_params", metric, "auroc_macro", "seconds", "created"]
-    for (rows, kind, positive), part in table.groupby(["rows", "evaluated_on", "positive"], dropna=False, sort=False):
-        task = "all classes" if positive is None or positive != positive else f"{positive} against the rest"
-        print(f"{task}, {kind}, {part['n_images'].iloc[0]} images ({rows[:8]})")
+    for scored, part in table.groupby("scored", sort=False):
+        first = part.iloc[0]
+        task = f"{first['positive']} against the rest" if part["positive"].notna().all() else "all classes"
+        print(f"{task}, {first['evaluated_on']}, {first['n_images']} images ({scored[:8]})")
         print(part[list(dict.fromkeys(columns))].to_string(float_format="{:.3f}".format), end="\n\n")
 
 
@@ -502,11 +503,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"deepfeat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_extract(commands)
+    _add_bench(commands)
+    _add_finetune(commands)
+    _add_doctor(commands)
+    _add_fit(commands)
+    _add_compare(commands)
+    _add_report(commands)
+    _add_predict(commands)
+    _add_explain(commands)
+    _add_store(commands)
+    return parser
 
+
+def _add_demo(commands: Any) -> None:
     command = _command(commands, "demo", demo, "deepfeat demo")
     command.add_argument("folder", nargs="?", default="deepfeat-demo", help="folder to make (default: deepfeat-demo)")
     command.add_argument("--jobs", type=int, default=-1, help="fits at a time (default: one per core)")
 
+
+def _add_extract(commands: Any) -> None:
     command = _command(
         commands, "extract", extract, "deepfeat extract photos --backbone EfficientNetLite0 --cache features.h5"
     )
@@ -528,6 +545,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.add_argument("--json", action="store_true")
 
+
+def _add_bench(commands: Any) -> None:
     command = _command(
         commands, "bench", bench, "deepfeat bench photos --backbone EfficientNetLite0 --backbone VGG16 --plot bench.png"
     )
@@ -540,6 +559,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", metavar="FILE", help="draw score against speed: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true")
 
+
+def _add_finetune(commands: Any) -> None:
     command = _command(
         commands,
         "finetune",
@@ -552,12 +573,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.add_argument("--json", action="store_true")
 
+
+def _add_doctor(commands: Any) -> None:
     command = _command(commands, "doctor", doctor, "deepfeat doctor --n-images 25331 --dim 2560")
     command.add_argument("--cache", default="features.h5", help="feature store to be made (default: features.h5)")
     command.add_argument("--n-images", type=int, help="to be extracted, for an estimate of the store's size")
     command.add_argument("--dim", type=int, default=1280, help="of all embeddings of an image (default: 1280)")
     command.add_argument("--json", action="store_true")
 
+
+def _add_fit(commands: Any) -> None:
     command = _command(commands, "fit", fit, "deepfeat fit features.h5 --positive MEL --test 0.2")
     command.add_argument("cache", help="feature store")
     _add_fit_options(command)
@@ -574,8 +599,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true")
 
-    _add_compare(commands)
 
+def _add_report(commands: Any) -> None:
     command = _command(
         commands, "report", report, "deepfeat report features.h5 report.html --positive MEL --calibrate sigmoid"
     )
@@ -593,6 +618,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_network_options(command)
 
+
+def _add_predict(commands: Any) -> None:
     command = _command(commands, "predict", predict, "deepfeat predict skin.deepfeat new_photos --csv > labels.csv")
     command.add_argument("model", help="file that `deepfeat fit --save` or result.save wrote")
     command.add_argument("images", nargs="+", help="a folder, or image files")
@@ -603,6 +630,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_classifier_options(command)
 
+
+def _add_explain(commands: Any) -> None:
     command = _command(
         commands, "explain", explain, "deepfeat explain skin.deepfeat mole.jpg --label MEL --output mole.png"
     )
@@ -612,6 +641,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", default="explanation.png", help=".png, .svg or .pdf (default: explanation.png)")
     _add_classifier_options(command)
 
+
+def _add_store(commands: Any) -> None:
     store = commands.add_parser("store", help="look at a feature store").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -645,7 +676,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--group-column", help="patient or lesion in the CSV")
     command.add_argument("--json", action="store_true")
     _add_looks(store)
-    return parser
 
 
 def _add_compare(commands: Any) -> None:

@@ -183,10 +183,17 @@ def _same_rows(fits: Mapping[str, _Fit]) -> dict[str, pd.DataFrame]:
             raise DataError(msg)
         rows[name] = table = table.loc[reference.index]
         for column in ("label", "group", "fold"):
-            if fits[name].classes != classes or table[column].tolist() != reference[column].tolist():
+            if fits[name].classes != classes or not _same(table[column], reference[column]):
                 msg = f"{first} and {name} have other {column}s for the same images: fit both with the same {column}s"
                 raise DataError(msg)
     return rows
+
+
+def _same(one: pd.Series, other: pd.Series) -> bool:
+    """Whether two columns are equal; groups, which are numbers, where they part the images in the same way."""
+    if one.name == "group":
+        return np.array_equal(pd.factorize(one)[0], pd.factorize(other)[0])
+    return bool(one.tolist() == other.tolist())
 
 
 def _replicates(fit: _Fit, table: pd.DataFrame, counts: np.ndarray, metric: str, label: Any) -> np.ndarray:

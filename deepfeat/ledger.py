@@ -7,9 +7,12 @@ plain arrays, one of which is a text in JSON; nothing in it is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import os
+import time
 import uuid
 import warnings
 import zipfile
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from deepfeat.svm.result import SVMResult
 
 _VERSION = 1
+
+#: Seconds after which a draft counts as left behind.
+_ABANDONED = 3600
 _ARRAYS = ("image_id", "label", "predicted", "decision", "group", "fold")
 
 #: What NumPy, zipfile and json raise for a file that is not as it was written.
@@ -84,16 +90,18 @@ class Ledger:
     ----------
     path : pathlib.Path
     damaged : list of str
-        Names of files that are no entries of a ledger, or damaged ones; they are left out.
+        Names of files that are no entries of a ledger, of damaged ones, and of drafts whose writer was killed; they are
+        left out.
     table : pandas.DataFrame
         One row per fit, the oldest first, indexed by id: created, blocks, best_params, positive, threshold,
         evaluated_on, the value of each metric, low and high of the balanced accuracy, n_images, rows and folds (equal
-        for equal images and folds), seconds, deepfeat.
+        for equal images and folds), scored (equal where the same images were scored with the same labels in the same
+        manner), seconds, deepfeat.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.damaged: list[str] = []
+        self.damaged: list[str] = _abandoned(self.path)
         self._records: dict[str, dict[str, Any]] = {}
         for file in sorted(self.path.glob("*.npz")):
             try:
@@ -278,11 +286,25 @@ def scored_rows(predictions: pd.DataFrame, evaluated_on: str) -> pd.DataFrame:
 
 def _write(folder: Path, name: str, content: bytes) -> None:
     draft = folder / f".{name}.draft"
-    with open(draft, "wb") as file:
-        file.write(content)
-        sync(file)
-    os.replace(draft, folder / name)
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            sync(file)
+        os.replace(draft, folder / name)
+    finally:
+        draft.unlink(missing_ok=True)
     sync_folder(folder)
+
+
+def _abandoned(folder: Path) -> list[str]:
+    """Drafts so old that whoever wrote them was killed."""
+    drafts = []
+    for draft in sorted(folder.glob(".*.draft")):
+        # Another process may finish its draft at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > _ABANDONED:
+                drafts.append(draft.name)
+    return drafts
 
 
 def _record(result: SVMResult) -> dict[str, Any]:
@@ -304,9 +326,16 @@ def _record(result: SVMResult) -> dict[str, Any]:
         "calibrated": bool(columns),
         "metrics": _plain(result.metrics.to_dict("index")),
         "nested": None if result.nested is None else _plain(result.nested.to_dict("index")),
+        "scored": _digest_scored(result),
         "warnings": result.warnings,
         "provenance": result.provenance,
     }
+
+
+def _digest_scored(result: SVMResult) -> str:
+    rows = sorted(map(repr, scored_rows(result.predictions, result.evaluated_on)["label"].items()))
+    text = "\n".join([result.evaluated_on, repr(result.classes), repr(result.positive), *rows])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _arrays(result: SVMResult) -> dict[str, np.ndarray]:
@@ -374,6 +403,7 @@ def _summarise(record: dict[str, Any]) -> dict[str, Any]:
         **{name: record[name] for name in ("positive", "threshold", "evaluated_on")},
         **values,
         **ends,
+        "scored": record["scored"],
         **{name: provenance[name] for name in ("n_images", "rows", "folds", "seconds", "deepfeat")},
     }
 
@@ -381,7 +411,8 @@ def _summarise(record: dict[str, Any]) -> dict[str, Any]:
 def _against_the_rest(entry: Entry, positive: Any) -> Entry:
     """The same fit as one of two classes, by the decision value of one."""
     table, rest = entry.predictions, f"not {positive}"
-    sides = {name: np.where(table[name] == positive, positive, rest) for name in ("label", "predicted")}
+    names = {label: positive if label == positive else rest for label in entry.classes}
+    sides = {name: table[name].map(names) for name in ("label", "predicted")}
     two = pd.DataFrame(sides, table.index, dtype=object)
     two[[rest, positive]] = np.column_stack([-table[positive], table[positive]])
     if f"probability {positive}" in table:

@@ -148,6 +148,15 @@ def test_what_cannot_be_compared_is_refused(results, change, error, message):
         deepfeat.compare(change(results))
 
 
+def test_numbers_of_groups_do_not_matter(results):
+    other = change_predictions(results["Fair"], lambda t: t.assign(group=1000 - t["group"]))
+    usual = deepfeat.compare({"a": results["Good"], "b": results["Fair"]}, n_resamples=100)
+    pd.testing.assert_frame_equal(deepfeat.compare({"a": results["Good"], "b": other}, n_resamples=100), usual)
+    parted = change_predictions(results["Fair"], lambda t: t.assign(group=np.arange(len(t))))
+    with pytest.raises(DataError, match="other groups for the same images"):
+        deepfeat.compare({"a": results["Good"], "b": parted}, n_resamples=100)
+
+
 def change_predictions(result, change):
     return deepfeat.ledger.Entry("id", {}, result.classes, None, "out-of-fold", change(result.predictions))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -214,7 +215,47 @@ def test_damaged_predictions_are_found_when_they_are_read(data, tmp_path):
 def test_draft_of_a_killed_writer_is_no_entry(data, tmp_path):
     deepfeat.fit_svm(data, ledger=tmp_path, **GRID)
     (tmp_path / ".20261125T000000-00000000.npz.draft").write_bytes(b"half")
-    assert len(deepfeat.open_ledger(tmp_path)) == 1
+    ledger = deepfeat.open_ledger(tmp_path)
+    assert len(ledger) == 1
+    assert not ledger.damaged
+
+
+def test_draft_that_was_left_behind_is_named(data, tmp_path):
+    deepfeat.fit_svm(data, ledger=tmp_path, **GRID)
+    draft = tmp_path / ".20261125T000000-00000000.npz.draft"
+    draft.write_bytes(b"half")
+    os.utime(draft, (0, 0))
+    ledger = deepfeat.open_ledger(tmp_path)
+    assert len(ledger) == 1
+    assert ledger.damaged == [draft.name]
+
+
+def test_write_that_fails_leaves_no_draft(data, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deepfeat.ledger.sync", full)
+    with pytest.warns(DataWarning, match="No space left on device"):
+        deepfeat.fit_svm(data, ledger=tmp_path, **GRID)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fits_scored_on_the_same_images_are_told_from_others(data, tmp_path):
+    other = {**GRID, "param_grid": {"C": [0.1]}}
+    for options in (GRID, other, {**GRID, "test": 0.3}, {**GRID, "test": 0.3, "seed": 1}, {**GRID, "positive": "MEL"}):
+        deepfeat.fit_svm(data, ledger=tmp_path, **options)
+    scored = deepfeat.open_ledger(tmp_path).table["scored"].tolist()
+    assert scored[0] == scored[1]
+    assert len(set(scored)) == 4
+
+
+def test_numbers_as_labels_against_the_rest(data, tmp_path):
+    X, y, lesion = data
+    numbers = np.unique(y, return_inverse=True)[1]
+    result = deepfeat.fit_svm((X, numbers, lesion), ledger=tmp_path, **GRID)
+    ledger = deepfeat.open_ledger(tmp_path)
+    values = ledger.evaluate(ledger.table.index[0], positive=2, n_resamples=0).metrics["value"]
+    assert values["auroc"] == pytest.approx(result.per_class.auroc[2])
 
 
 def test_folder_that_cannot_be_written_costs_no_fit(data, tmp_path):
