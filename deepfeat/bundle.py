@@ -37,6 +37,9 @@ DESCRIPTION, PIPELINE, CALIBRATOR, WEIGHTS = "deepfeat.json", "pipeline.skops", 
 #: Bytes of the description that are read at most.
 _LONGEST = 64 << 20
 
+#: Pixels of an edge of a network's input at most.
+_LARGEST = 4096
+
 #: What the description must hold, and of which type.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "deepfeat": str,
@@ -282,11 +285,20 @@ def _check_blocks(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "spec" in block and (not isinstance(block["spec"], dict) or block_key(block["spec"]) != block.get("key")):
             msg = f"the description of block {block['name']!r} does not match its key"
             raise AuditError(msg)
+        if not _is_size(block.get("spec", {}).get("input_size", [1, 1])):
+            msg = f"block {block['name']!r} is of images of another size than 1 to {_LARGEST} pixels"
+            raise AuditError(msg)
     if not all(isinstance(label, str | int | float) for label in record["classes"]):
         raise AuditError("its classes are neither text nor numbers")
     if not record["classes"] or len(set(map(repr, record["classes"]))) != len(record["classes"]):
         raise AuditError("its classes are none, or not different")
     return blocks
+
+
+def _is_size(size: Any) -> bool:
+    """Whether a network's input is small enough for the memory of a machine."""
+    numbers = isinstance(size, list) and len(size) == 2 and all(type(edge) is int for edge in size)
+    return numbers and all(0 < edge <= _LARGEST for edge in size)
 
 
 def _build(data: bytes, name: str) -> Any:

@@ -273,6 +273,13 @@ def other_block(members):
     return zipped(sealed(members, blocks=blocks))
 
 
+def larger_images(members):
+    blocks = json.loads(members[DESCRIPTION])["blocks"]
+    blocks[0]["spec"]["input_size"] = [100_000, 100_000]
+    blocks[0]["key"] = deepfeat.store.block_key(blocks[0]["spec"])
+    return zipped(sealed(members, blocks=blocks))
+
+
 def wider_block(members):
     blocks = json.loads(members[DESCRIPTION])["blocks"]
     blocks[0]["dim"] += 1
@@ -337,6 +344,7 @@ HOSTILE = {
     "a member that is not described": (add("calibrator.skops", b"", seal=False), "has another content|two members"),
     "no pipeline": (without_pipeline, "it has no pipeline"),
     "a block that is not its key's": (other_block, "block 'NetA' does not match its key"),
+    "a block of images as large as a house": (larger_images, "another size than 1 to 4096 pixels"),
     "a block that is wider": (wider_block, "takes other features than its blocks have"),
     "a view more": (describe(views=["original", "hflip"]), "takes other features than its blocks have"),
     "a threshold without a positive class": (describe(threshold=0.5), "no positive class for it"),
