@@ -75,6 +75,7 @@ def resampled_metrics(
     counts: np.ndarray,
     positive: int | None = None,
     probabilities: np.ndarray | None = None,
+    strata: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Every metric of every resample.
 
@@ -89,6 +90,9 @@ def resampled_metrics(
         Also report the metrics of this class by themselves.
     probabilities : ndarray of shape (n, n_classes), optional
         Adds ``brier`` and ``calibration_error``.
+    strata : ndarray of shape (n,), optional
+        Decision values are compared within a stratum alone: AUROC is the share of pairs of one stratum in the right
+        order, and the average precision is weighted by the number of positive images.
 
     Returns
     -------
@@ -99,13 +103,14 @@ def resampled_metrics(
     n_classes = decision.shape[1]
     cells = np.eye(n_classes**2, dtype=np.float32)[truth * n_classes + guess]
     losses = row_losses(truth, decision, probabilities)
-    orders = [_Ranking(truth == k, decision[:, k]) for k in range(n_classes)]
+    parts = split_strata(strata, len(truth))
+    orders = [[_Ranking(truth == k, decision[:, k], rows) for rows in parts] for k in range(n_classes)]
     overall, per_class = [], []
     for block in _blocks(counts):
         drawn = block.astype(np.float32)
         confusion = (drawn @ cells).astype(float).reshape(-1, n_classes, n_classes)
         table = confusion_metrics(confusion)
-        ranked = [order.metrics(block) for order in orders]
+        ranked = [_combine(np.sum([order.sums(block) for order in several], axis=0)) for several in orders]
         table["auroc"], table["average_precision"] = (np.column_stack(part) for part in zip(*ranked, strict=True))
         values = overall_metrics(confusion, table, positive)
         total = drawn.sum(axis=1, dtype=float)
@@ -212,8 +217,8 @@ class _Ranking:
     its step, less the positive ones.
     """
 
-    def __init__(self, truth: np.ndarray, values: np.ndarray) -> None:
-        self._order = np.argsort(-values, kind="stable")
+    def __init__(self, truth: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:
+        self._order = rows[np.argsort(-values[rows], kind="stable")]
         positive = np.flatnonzero(truth[self._order])
         rising = -values[self._order]
         self._positive = positive
@@ -222,8 +227,8 @@ class _Ranking:
         self._positive_starts = np.searchsorted(positive, self._starts)
         self._positive_ends = np.searchsorted(positive, self._ends)
 
-    def metrics(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return area under the ROC curve and average precision; NaN where all or none are positive."""
+    def sums(self, counts: np.ndarray) -> np.ndarray:
+        """Pairs in the right order, pairs, sum of precisions of positive images, their number; 0 if all are alike."""
         ordered = counts[:, self._order]
         hits = ordered[:, self._positive].astype(float)
         images, found = _cumulated(ordered), _cumulated(hits)
@@ -232,12 +237,25 @@ class _Ranking:
         above = images[:, self._starts] - found[:, self._positive_starts]
         found_by_then, images_by_then = found[:, self._positive_ends], images[:, self._ends]
         above_or_equal = images_by_then - found_by_then
-        defined = (n_positive > 0) & (n_negative > 0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            below = n_negative[:, None] - (above + above_or_equal) / 2
-            auroc = (hits * below).sum(axis=1) / (n_positive * n_negative)
-            average = (hits * (found_by_then / np.maximum(images_by_then, 1))).sum(axis=1) / n_positive
-        return np.where(defined, auroc, np.nan), np.where(defined, average, np.nan)
+        below = n_negative[:, None] - (above + above_or_equal) / 2
+        precision = found_by_then / np.maximum(images_by_then, 1)
+        sums = [(hits * below).sum(axis=1), n_positive * n_negative, (hits * precision).sum(axis=1), n_positive]
+        return np.array(sums) * ((n_positive > 0) & (n_negative > 0))
+
+
+def _combine(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Area under the ROC curve and average precision; NaN where all images are of a kind."""
+    right, pairs, precision, n_positive = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return right / pairs, precision / n_positive
+
+
+def split_strata(strata: np.ndarray | None, n: int) -> list[np.ndarray]:
+    """Rows of each stratum; all of them, where there are none."""
+    if strata is None:
+        return [np.arange(n)]
+    codes = pd.factorize(strata)[0]
+    return [np.flatnonzero(codes == number) for number in range(codes.max() + 1)]
 
 
 def _cumulated(counts: np.ndarray) -> np.ndarray:

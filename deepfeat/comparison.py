@@ -12,7 +12,7 @@ import pandas as pd
 
 from deepfeat.bootstrap import PER_CLASS, draw_counts, percentile_interval, resampled_metrics
 from deepfeat.errors import DataError, UsageError
-from deepfeat.ledger import Entry, scored_rows
+from deepfeat.ledger import Entry, scored_rows, strata_of
 from deepfeat.store import FeatureStore, open_features
 from deepfeat.svm import SVMResult, fit_svm
 from deepfeat.svm.sources import choose_sources
@@ -208,6 +208,7 @@ def _replicates(fit: _Fit, table: pd.DataFrame, counts: np.ndarray, metric: str,
         counts,
         None if fit.positive is None else classes.index(fit.positive),
         table[chances].to_numpy(float) if chances[0] in table else None,
+        strata_of(table, fit.evaluated_on),
     )
     allowed: Iterable[str] = overall.columns if label is None else PER_CLASS
     if metric not in allowed or (label is not None and label not in classes):

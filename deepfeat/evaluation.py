@@ -19,6 +19,7 @@ from deepfeat.bootstrap import (
     percentile_interval,
     resampled_metrics,
     row_losses,
+    split_strata,
 )
 
 
@@ -51,6 +52,7 @@ def evaluate(
     *,
     groups: Sequence[Any] | None = None,
     probabilities: np.ndarray | None = None,
+    strata: Sequence[Any] | np.ndarray | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -70,6 +72,10 @@ def evaluate(
         Images with equal values are not independent, and are resampled together; if None, each image by itself.
     probabilities : ndarray of shape (n, n_classes), optional
         Adds the Brier score and the calibration error, see `deepfeat.bootstrap.calibration_error`.
+    strata : sequence of n values, optional
+        Images whose decision values are of one classifier: AUROC and average precision compare those alone, and are
+        weighted means over the strata (by the number of pairs, and of positive images). Values of classifiers with
+        different parameters have different scales, and ranked together they would seem worse than they are.
     n_resamples : int
         Resamples of the bootstrap; 0 for no intervals.
     seed : int
@@ -94,8 +100,9 @@ def evaluate(
     chosen = None if positive is None else names.index(positive)
     confusion = sk.confusion_matrix(truth, guess, labels=np.arange(len(names)))
     each = confusion_metrics(confusion)
-    each["auroc"] = _rankings(sk.roc_auc_score, truth, decision)
-    each["average_precision"] = _rankings(sk.average_precision_score, truth, decision)
+    parts = split_strata(None if strata is None else np.asarray(strata), len(truth))
+    each["auroc"] = _rankings(sk.roc_auc_score, truth, decision, parts, lambda p, n: p * n)
+    each["average_precision"] = _rankings(sk.average_precision_score, truth, decision, parts, lambda p, n: p)
     values = overall_metrics(confusion, each, chosen)
     values.update({name: loss.mean() for name, loss in row_losses(truth, decision, probabilities).items()})
     if probabilities is not None:
@@ -105,7 +112,8 @@ def evaluate(
     per_class["support"] = confusion.sum(axis=1)
     if n_resamples:
         counts = draw_counts(np.arange(len(truth)) if groups is None else groups, n_resamples, seed)
-        overall, replicates = resampled_metrics(truth, guess, decision, counts, chosen, probabilities)
+        ranked_in = None if strata is None else np.asarray(strata)
+        overall, replicates = resampled_metrics(truth, guess, decision, counts, chosen, probabilities, ranked_in)
         metrics["low"], metrics["high"] = percentile_interval(overall[metrics.index].to_numpy())
         for name in PER_CLASS:
             per_class[f"{name}_low"], per_class[f"{name}_high"] = percentile_interval(replicates[name])
@@ -118,7 +126,22 @@ def class_scores(decision: np.ndarray) -> np.ndarray:
     return np.column_stack([-decision, decision]) if decision.ndim == 1 else decision
 
 
-def _rankings(score: Callable[..., float], truth: np.ndarray, decision: np.ndarray) -> np.ndarray:
-    """A ranking metric of each class, NaN where all or none of the images have it."""
-    defined = [0 < (truth == k).sum() < len(truth) for k in range(decision.shape[1])]
-    return np.array([score(truth == k, decision[:, k]) if ok else np.nan for k, ok in enumerate(defined)])
+def _rankings(
+    score: Callable[..., float],
+    truth: np.ndarray,
+    decision: np.ndarray,
+    parts: Sequence[np.ndarray],
+    weigh: Callable[[int, int], int],
+) -> np.ndarray:
+    """A ranking metric of each class, a weighted mean over parts of the rows; NaN where all images are of a kind."""
+    found = np.full(decision.shape[1], np.nan)
+    for k in range(decision.shape[1]):
+        values, weights = [], []
+        for rows in parts:
+            here = truth[rows] == k
+            if 0 < here.sum() < len(rows):
+                values.append(score(here, decision[rows, k]))
+                weights.append(weigh(here.sum(), (~here).sum()))
+        if values:
+            found[k] = np.average(values, weights=weights)
+    return found

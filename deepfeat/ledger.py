@@ -203,6 +203,7 @@ class Ledger:
             table.classes,
             chosen,
             groups=scored["group"].to_numpy(),
+            strata=strata_of(scored, table.evaluated_on),
             probabilities=scored[chances].to_numpy(float) if chances[0] in scored else None,
             n_resamples=n_resamples,
             seed=seed,
@@ -282,6 +283,11 @@ def scored_rows(predictions: pd.DataFrame, evaluated_on: str) -> pd.DataFrame:
     """The predictions that the metrics are of: those of the test, or those that a fold tested."""
     tested = predictions["fold"] == "test"
     return predictions[tested if evaluated_on == "test" else ~tested & (predictions["fold"] != -1)]
+
+
+def strata_of(scored: pd.DataFrame, evaluated_on: str) -> np.ndarray | None:
+    """Fold of each image where each fold's classifier has its own parameters, see `deepfeat.evaluation.evaluate`."""
+    return scored["fold"].to_numpy() if evaluated_on == "nested" else None
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:

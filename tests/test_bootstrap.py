@@ -84,6 +84,28 @@ def test_metrics_of_a_resample_equal_those_of_scikit_learn_with_sample_weights(s
         assert found["brier"] == pytest.approx(brier)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_are_compared_within_strata(seed):
+    rng = np.random.default_rng(seed)
+    truth, guess = rng.integers(2, size=(2, 60))
+    strata = rng.integers(4, size=60)
+    values = rng.normal(size=60).round(1) * 10.0**strata
+    counts = draw_counts(np.arange(60), 5, seed)
+    found = resampled_metrics(truth, guess, np.column_stack([-values, values]), counts, 1, None, strata)[0]
+    for row, weights in enumerate(counts.astype(float)):
+        aurocs, averages, pairs, positives = [], [], [], []
+        for number in range(4):
+            inside = strata == number
+            t, v, w = truth[inside], values[inside], weights[inside]
+            if 0 < w[t == 1].sum() < w.sum():
+                aurocs.append(sk.roc_auc_score(t, v, sample_weight=w))
+                averages.append(sk.average_precision_score(t, v, sample_weight=w))
+                pairs.append(w[t == 1].sum() * w[t == 0].sum())
+                positives.append(w[t == 1].sum())
+        assert found["auroc"][row] == pytest.approx(np.average(aurocs, weights=pairs))
+        assert found["average_precision"][row] == pytest.approx(np.average(averages, weights=positives))
+
+
 def test_blocks_of_resamples_do_not_show(monkeypatch):
     rng = np.random.default_rng(0)
     truth, guess = rng.integers(3, size=(2, 40))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 import deepfeat
@@ -48,11 +49,25 @@ def test_optimism_is_plain_less_nested():
     X, y, groups = lesions(signal=0)
     result = deepfeat.fit_svm((X, y, groups), test=None, nested=True, param_grid=GRID)
     plain = deepfeat.fit_svm((X, y, groups), test=None, param_grid=GRID)
-    pd.testing.assert_series_equal(result.nested["plain"], plain.metrics["value"], check_names=False)
     pd.testing.assert_frame_equal(result.nested[["value", "low", "high"]], result.metrics)
-    difference = plain.metrics["value"] - result.metrics["value"]
-    np.testing.assert_allclose(result.nested["optimism"], difference)
+    np.testing.assert_allclose(result.nested["optimism"], result.nested["plain"] - result.nested["value"])
+    # Ranks are compared within folds here, and over all of them there.
+    ranked = ["auroc_macro", "average_precision_macro"]
+    same = result.nested["plain"].drop(ranked)
+    pd.testing.assert_series_equal(same, plain.metrics["value"].drop(ranked), check_names=False)
     assert result.best_params == plain.best_params
+
+
+def test_ranks_of_classifiers_on_different_scales_are_compared_within_folds():
+    X, y, groups = lesions(signal=1.5)
+    result = deepfeat.fit_svm((X, y, groups), test=None, nested=True, param_grid=GRID, positive="malignant")
+    parts = [part for _, part in result.predictions.groupby("fold")]
+    right = [roc_auc_score(part["label"] == "malignant", part["malignant"].astype(float)) for part in parts]
+    pairs = [(part["label"] == "malignant").sum() * (part["label"] != "malignant").sum() for part in parts]
+    assert result.metrics.value["auroc"] == pytest.approx(np.average(right, weights=pairs))
+    assert len(set(result.nested_choices["C"])) > 1
+    pooled = roc_auc_score(result.predictions["label"] == "malignant", result.predictions["malignant"].astype(float))
+    assert result.metrics.value["auroc"] != pytest.approx(pooled)
 
 
 def test_choosing_among_useless_features_is_optimistic_only_in_the_plain_score():

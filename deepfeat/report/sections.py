@@ -148,6 +148,11 @@ def curves(result: SVMResult, scores: Scores) -> Markup:
         "Each class against the rest, by its decision values. Dots are the operating points: what is predicted. "
         f"Bands hold 95 % of the resamples{point}; the dashed line is chance."
     )
+    if result.evaluated_on == "nested":
+        text += (
+            " The curves rank the images of all folds together, whose classifiers have scales of their own, and lie "
+            "below the areas that are named, which are of single folds."
+        )
     values = None if result.positive is None else figures.decisions(result, scores)
     return join(element("p", text), figures.curves(result, scores), values)
 

@@ -14,7 +14,7 @@ from sklearn.svm import SVC, LinearSVC
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import Evaluation, evaluate
 from deepfeat.fusion import FUSIONS, VIEW_RULES
-from deepfeat.ledger import record_fit, scored_rows
+from deepfeat.ledger import record_fit, scored_rows, strata_of
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
 from deepfeat.svm.calibration import METHODS
@@ -293,7 +293,8 @@ def _describe_choice(learned: Learned) -> dict[str, Any]:
 def _with_optimism(predictions: pd.DataFrame, plain: pd.DataFrame, classes: list[Any], positive: Any) -> pd.DataFrame:
     """Metrics of the nested predictions beside those of the plain ones."""
     table = _evaluate(predictions, classes, positive, "nested").metrics
-    table["plain"] = _evaluate(plain, classes, positive, "out-of-fold", n_resamples=0).metrics["value"]
+    # Within folds, as the nested ones: like is to be compared with like.
+    table["plain"] = _evaluate(plain, classes, positive, "nested", n_resamples=0).metrics["value"]
     table["optimism"] = table["plain"] - table["value"]
     return table
 
@@ -310,6 +311,7 @@ def _evaluate(
         classes,
         positive,
         groups=scored["group"].to_numpy(),
+        strata=strata_of(scored, evaluated_on),
         probabilities=scored[chances].to_numpy(float) if chances[0] in scored else None,
         n_resamples=n_resamples,
     )
