@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, 1 if the work failed, 2 for wrong use, 130 if interrupted.
+        0, 1 if the work failed, 2 for wrong use, 130 if interrupted, 141 if nobody reads the output any more.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -36,8 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", DataWarning)
             warnings.showwarning = _show_warning
             arguments.run(arguments)
+        sys.stdout.flush()
     except UsageError as error:
         return _complain(error, 2)
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough; nothing more is to be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (DeepfeatError, OSError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:

@@ -80,6 +80,15 @@ def test_fit_json_is_what_the_library_returns(cache, capsys):
     assert record["confusion"] == result.confusion.to_dict("index")
 
 
+def test_reader_that_leaves_early_is_no_error(cache):
+    command = (
+        f"{sys.executable} -m deepfeat.cli fit {cache} --C 0.001 --no-ledger --json | true; echo ${{PIPESTATUS[0]}}"
+    )
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "141"
+    assert "Broken pipe" not in run.stderr
+
+
 def test_fit_nested_calibrated_with_a_threshold(cache, capsys):
     command = ["fit", str(cache), "--C", "0.001", "0.01", "--positive", "dark", "--test", "none", "--cv", "3"]
     assert main([*command, "--nested", "--calibrate", "sigmoid", "--threshold", "recall>=0.8", "--json"]) == 0
