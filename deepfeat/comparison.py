@@ -12,7 +12,8 @@ import pandas as pd
 
 from deepfeat.bootstrap import PER_CLASS, draw_counts, percentile_interval, resampled_metrics
 from deepfeat.errors import DataError, UsageError
-from deepfeat.ledger import Entry, scored_rows, strata_of
+from deepfeat.evaluation import probabilities_of, scored_rows, strata_of
+from deepfeat.ledger import Entry
 from deepfeat.store import FeatureStore, open_features
 from deepfeat.svm import SVMResult, fit_svm
 from deepfeat.svm.sources import choose_sources
@@ -200,14 +201,13 @@ def _replicates(fit: _Fit, table: pd.DataFrame, counts: np.ndarray, metric: str,
     """The metric of every resample, of shape (n_resamples,)."""
     classes = list(fit.classes)
     truth, guess = (pd.Categorical(table[side], classes).codes.astype(int) for side in ("label", "predicted"))
-    chances = [f"probability {name}" for name in classes]
     overall, per_class = resampled_metrics(
         truth,
         guess,
         table[classes].to_numpy(float),
         counts,
         None if fit.positive is None else classes.index(fit.positive),
-        table[chances].to_numpy(float) if chances[0] in table else None,
+        probabilities_of(table, classes),
         strata_of(table, fit.evaluated_on),
     )
     allowed: Iterable[str] = overall.columns if label is None else PER_CLASS

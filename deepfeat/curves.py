@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.bootstrap import N_BINS, draw_counts, percentile_interval
+from deepfeat.evaluation import probabilities_of, scored_rows
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
@@ -77,19 +78,16 @@ class Reliability(NamedTuple):
     n_images: np.ndarray
 
 
-def scored_rows(result: SVMResult) -> Scores:
+def take_scores(result: SVMResult) -> Scores:
     """Take the rows that the metrics are of out of the predictions."""
-    tested = result.predictions["fold"] == "test"
-    wanted = tested if result.evaluated_on == "test" else ~tested & (result.predictions["fold"] != -1)
-    rows, classes = result.predictions[wanted], list(result.classes)
-    chances = [f"probability {label}" for label in classes]
+    rows, classes = scored_rows(result.predictions, result.evaluated_on), list(result.classes)
     return Scores(
         rows=rows,
         classes=classes,
         truth=pd.Categorical(rows["label"], classes).codes.astype(int),
         guess=pd.Categorical(rows["predicted"], classes).codes.astype(int),
         decision=rows[classes].to_numpy(float),
-        probabilities=rows[chances].to_numpy(float) if chances[0] in rows else None,
+        probabilities=probabilities_of(rows, classes),
         counts=draw_counts(rows["group"].to_numpy(), N_RESAMPLES),
     )
 

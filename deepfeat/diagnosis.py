@@ -17,7 +17,9 @@ import scipy.linalg  # noqa: F401
 from threadpoolctl import threadpool_info
 
 from deepfeat.backbones.applications import weights_folder
+from deepfeat.extraction import count_cores
 from deepfeat.runtimes.openvino import conversions_folder
+from deepfeat.runtimes.selection import has_gpu_driver
 from deepfeat.store import RECORD
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "h5py", "pandas", "pillow", "keras", "tensorflow")
@@ -110,12 +112,11 @@ def _backend() -> Iterator[Finding]:
 
 def _gpu_advice() -> str:
     """A driver without a GPU for Keras is worth a hint; a machine without one is not."""
-    has_driver = any(Path(file).exists() for file in ("/dev/nvidiactl", "/dev/dxg"))
-    return "there is a driver: run `pip install 'deepfeat[gpu]'`" if has_driver else ""
+    return "there is a driver: run `pip install 'deepfeat[gpu]'`" if has_gpu_driver() else ""
 
 
 def _processor() -> Iterator[Finding]:
-    yield Finding("cores", f"{_cores()} usable of {os.cpu_count()}")
+    yield Finding("cores", f"{count_cores()} usable of {os.cpu_count()}")
     flags = _flags()
     if flags is None:
         return
@@ -125,10 +126,6 @@ def _processor() -> Iterator[Finding]:
         yield Finding("bfloat16", f"native ({', '.join(native)})", advice)
     else:
         yield Finding("bfloat16", "not native: it would be slower than float32")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _flags() -> set[str] | None:
@@ -146,7 +143,7 @@ def _blas() -> Iterator[Finding]:
         if library["user_api"] != "blas":
             continue
         threads = library["num_threads"]
-        alone = threads == 1 and _cores() > 1
+        alone = threads == 1 and count_cores() > 1
         advice = "OPENBLAS_NUM_THREADS or OMP_NUM_THREADS holds it back: unset them, or pass n_jobs" if alone else ""
         shown = f"{library['internal_api']} {library['version']}, {threads} thread(s)"
         yield Finding(f"BLAS of {Path(library['filepath']).parent.name}", shown, advice)

@@ -145,3 +145,45 @@ def _rankings(
         if values:
             found[k] = np.average(values, weights=weights)
     return found
+
+
+def evaluate_predictions(
+    predictions: pd.DataFrame,
+    classes: Sequence[Any],
+    positive: Any,
+    evaluated_on: str,
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Score the rows of a table such as ``SVMResult.predictions`` that are to be scored; see `evaluate`."""
+    scored = scored_rows(predictions, evaluated_on)
+    return evaluate(
+        scored["label"].tolist(),
+        scored["predicted"].tolist(),
+        scored[list(classes)].to_numpy(float),
+        classes,
+        positive,
+        groups=scored["group"].to_numpy(),
+        strata=strata_of(scored, evaluated_on),
+        probabilities=probabilities_of(scored, classes),
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+
+
+def scored_rows(predictions: pd.DataFrame, evaluated_on: str) -> pd.DataFrame:
+    """The predictions that the metrics are of: those of the test, or those that a fold tested."""
+    tested = predictions["fold"] == "test"
+    return predictions[tested if evaluated_on == "test" else ~tested & (predictions["fold"] != -1)]
+
+
+def strata_of(scored: pd.DataFrame, evaluated_on: str) -> np.ndarray | None:
+    """Fold of each image where each fold's classifier has its own parameters, see `evaluate`."""
+    return scored["fold"].to_numpy() if evaluated_on == "nested" else None
+
+
+def probabilities_of(scored: pd.DataFrame, classes: Sequence[Any]) -> np.ndarray | None:
+    """Probabilities of shape (n, n_classes), where the classifier is calibrated."""
+    columns = [f"probability {name}" for name in classes]
+    return scored[columns].to_numpy(float) if columns[0] in scored else None

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.errors import DataError, DataWarning, StoreError, UsageError
-from deepfeat.evaluation import Evaluation, evaluate
+from deepfeat.evaluation import Evaluation, evaluate_predictions, scored_rows
 from deepfeat.operating_points import Wish, choose_threshold, read_wish
 from deepfeat.store.journal import sync, sync_folder
 
@@ -195,18 +195,8 @@ class Ledger:
         scored = scored[_among(scored.index, subset)]
         if scored.empty:
             raise DataError("none of the images to score is in the subset: pass ids, or a Series of bool by image id")
-        chances = [f"probability {name}" for name in table.classes]
-        return evaluate(
-            scored["label"].tolist(),
-            scored["predicted"].tolist(),
-            scored[table.classes].to_numpy(float),
-            table.classes,
-            chosen,
-            groups=scored["group"].to_numpy(),
-            strata=strata_of(scored, table.evaluated_on),
-            probabilities=scored[chances].to_numpy(float) if chances[0] in scored else None,
-            n_resamples=n_resamples,
-            seed=seed,
+        return evaluate_predictions(
+            scored, table.classes, chosen, table.evaluated_on, n_resamples=n_resamples, seed=seed
         )
 
 
@@ -277,17 +267,6 @@ def record_fit(result: SVMResult, ledger: bool | str | os.PathLike[str]) -> str 
         warnings.warn(msg, DataWarning, stacklevel=3)
         return None
     return name
-
-
-def scored_rows(predictions: pd.DataFrame, evaluated_on: str) -> pd.DataFrame:
-    """The predictions that the metrics are of: those of the test, or those that a fold tested."""
-    tested = predictions["fold"] == "test"
-    return predictions[tested if evaluated_on == "test" else ~tested & (predictions["fold"] != -1)]
-
-
-def strata_of(scored: pd.DataFrame, evaluated_on: str) -> np.ndarray | None:
-    """Fold of each image where each fold's classifier has its own parameters, see `deepfeat.evaluation.evaluate`."""
-    return scored["fold"].to_numpy() if evaluated_on == "nested" else None
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:

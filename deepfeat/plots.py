@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from deepfeat.curves import Scores, precision_recall, reliability, roc, scored_rows, shown_classes
+from deepfeat.curves import Scores, precision_recall, reliability, roc, shown_classes, take_scores
 from deepfeat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _draw_curves(axes: Any, backbone: Any, training: str, validation: str, color
 
 def draw_result(result: SVMResult, path: str | os.PathLike[str]) -> None:
     """Draw confusion matrix, ROC curves, precision-recall curves and reliability; see `deepfeat.SVMResult.plot`."""
-    scores = scored_rows(result)
+    scores = take_scores(result)
     calibrated = scores.probabilities is not None
     figure = _new_figure((11, 9) if calibrated else (15, 4.6))
     panels = figure.subplots(2, 2).flat if calibrated else figure.subplots(1, 3)

@@ -15,7 +15,7 @@ from sklearn.metrics import auc, roc_auc_score
 
 import deepfeat
 from deepfeat.cli import main
-from deepfeat.curves import precision_recall, reliability, roc, scored_rows
+from deepfeat.curves import precision_recall, reliability, roc, take_scores
 from deepfeat.errors import DataError, DeepfeatError, StoreError, UsageError
 from deepfeat.report.gallery import hardest_errors
 from deepfeat.report.markup import Markup, element, join
@@ -91,7 +91,7 @@ def test_markup_joined_with_text_is_text_again():
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_areas_under_the_curves_are_those_of_the_table(result, number):
-    scores = scored_rows(result)
+    scores = take_scores(result)
     row = result.per_class.iloc[number]
     curve = roc(scores, number)
     assert auc(curve.x, curve.y) == pytest.approx(row["auroc"], abs=0.003)
@@ -102,7 +102,7 @@ def test_areas_under_the_curves_are_those_of_the_table(result, number):
 
 def test_operating_point_of_a_fixed_threshold_is_on_the_curves(arrays):
     result = deepfeat.fit_svm(arrays, positive="MEL", test=0.4, cv=2, param_grid={"C": [0.01]}, threshold=-0.1)
-    curve, row = roc(scored_rows(result), 1), result.per_class.loc["MEL"]
+    curve, row = roc(take_scores(result), 1), result.per_class.loc["MEL"]
     at = np.flatnonzero(np.isclose(curve.x, 1 - row["specificity"]))
     assert np.isclose(curve.y[at], row["recall"]).any()
 
@@ -112,7 +112,7 @@ def test_bands_hold_the_curve_and_are_wider_for_images_in_groups(result, make):
     def width(curve):
         return (curve.high - curve.low).mean()
 
-    curve = make(scored_rows(result), 0)
+    curve = make(take_scores(result), 0)
     # At a jump the curve has no single height.
     middle = np.interp(curve.band_x, curve.x, curve.y)
     assert (curve.low - 0.1 <= middle).mean() > 0.95
@@ -120,20 +120,20 @@ def test_bands_hold_the_curve_and_are_wider_for_images_in_groups(result, make):
     ordered = result.predictions.sort_values(["label", "predicted", result.classes[0]])
     alone = ordered.assign(group=np.arange(len(ordered)))
     by_five = ordered.assign(group=np.arange(len(ordered)) // 5)
-    narrow, wide = (make(scored_rows(replace(result, predictions=rows)), 0) for rows in (alone, by_five))
+    narrow, wide = (make(take_scores(replace(result, predictions=rows)), 0) for rows in (alone, by_five))
     assert width(wide) > 1.2 * width(narrow)
 
 
 def test_class_that_no_image_has_has_no_curve(result):
     one = result.predictions[result.predictions["label"] == result.classes[0]]
-    scores = scored_rows(replace(result, predictions=one))
+    scores = take_scores(replace(result, predictions=one))
     assert (roc(scores, 0), roc(scores, 1), precision_recall(scores, 1)) == (None, None, None)
 
 
 @pytest.mark.parametrize("positive", [None, HOSTILE_LABELS[0]])
 def test_reliability_adds_up_to_the_calibration_error(store, positive):
     result = hostile_result(store, positive=positive)
-    bins = reliability(scored_rows(result))
+    bins = reliability(take_scores(result))
     filled = bins.n_images[bins.n_images > 0]
     error = np.sum(filled * np.abs(bins.predicted - bins.observed)) / bins.n_images.sum()
     assert error == pytest.approx(result.metrics.value["calibration_error"])

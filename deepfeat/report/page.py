@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfeat.curves import scored_rows
+from deepfeat.curves import take_scores
 from deepfeat.errors import UsageError
 from deepfeat.report import sections, tables
 from deepfeat.report.gallery import Explain
@@ -42,7 +42,7 @@ def write_report(
         if value < 1:
             msg = f"{argument} is {value}: use 1 or more"
             raise UsageError(msg)
-    scores = scored_rows(result)
+    scores = take_scores(result)
     sources = find_sources(result, features, images)
     title = title or _title(result)
     parts = [

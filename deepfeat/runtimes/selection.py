@@ -126,8 +126,13 @@ def _keras_backend() -> str:
     return os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
+def has_gpu_driver() -> bool:
+    """Whether the machine has the driver of a GPU, for which Keras need not be asked."""
+    return any(Path(name).exists() for name in _GPU_FILES)
+
+
 def _has_gpu() -> bool:
-    if not any(Path(name).exists() for name in _GPU_FILES):
+    if not has_gpu_driver():
         return False
     from deepfeat.runtimes.keras import count_gpus
 

@@ -12,9 +12,9 @@ import pandas as pd
 from sklearn.svm import SVC, LinearSVC
 
 from deepfeat.errors import DataError, UsageError
-from deepfeat.evaluation import Evaluation, evaluate
+from deepfeat.evaluation import evaluate_predictions
 from deepfeat.fusion import FUSIONS, VIEW_RULES
-from deepfeat.ledger import record_fit, scored_rows, strata_of
+from deepfeat.ledger import record_fit
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
 from deepfeat.svm.calibration import METHODS
@@ -227,7 +227,7 @@ def fit_svm(
         plain = _predictions(learned.samples, train, learned.out_of_fold, classes, positive)
         estimate = _with_optimism(predictions, plain, classes, positive)
     evaluated_on = "test" if len(held_out) else "nested" if nested else "out-of-fold"
-    evaluation = _evaluate(predictions, classes, positive, evaluated_on)
+    evaluation = evaluate_predictions(predictions, classes, positive, evaluated_on)
     result = SVMResult(
         pipeline=learned.search.pipeline,
         best_params=learned.search.best_params,
@@ -292,29 +292,11 @@ def _describe_choice(learned: Learned) -> dict[str, Any]:
 
 def _with_optimism(predictions: pd.DataFrame, plain: pd.DataFrame, classes: list[Any], positive: Any) -> pd.DataFrame:
     """Metrics of the nested predictions beside those of the plain ones."""
-    table = _evaluate(predictions, classes, positive, "nested").metrics
+    table = evaluate_predictions(predictions, classes, positive, "nested").metrics
     # Within folds, as the nested ones: like is to be compared with like.
-    table["plain"] = _evaluate(plain, classes, positive, "nested", n_resamples=0).metrics["value"]
+    table["plain"] = evaluate_predictions(plain, classes, positive, "nested", n_resamples=0).metrics["value"]
     table["optimism"] = table["plain"] - table["value"]
     return table
-
-
-def _evaluate(
-    predictions: pd.DataFrame, classes: list[Any], positive: Any, evaluated_on: str, n_resamples: int = 1000
-) -> Evaluation:
-    scored = scored_rows(predictions, evaluated_on)
-    chances = [f"probability {name}" for name in classes]
-    return evaluate(
-        scored["label"].tolist(),
-        scored["predicted"].tolist(),
-        scored[classes].to_numpy(float),
-        classes,
-        positive,
-        groups=scored["group"].to_numpy(),
-        strata=strata_of(scored, evaluated_on),
-        probabilities=scored[chances].to_numpy(float) if chances[0] in scored else None,
-        n_resamples=n_resamples,
-    )
 
 
 def _read_threshold(threshold: Any, positive: Any) -> Wish | float | None:
