@@ -27,7 +27,7 @@ PACKAGES = ("numpy", "scipy", "scikit-learn", "h5py", "pandas", "pillow", "keras
 #: Extras, the package that each needs, and what for.
 EXTRAS = {
     "openvino": ("openvino", "extraction on a CPU runs up to twice as fast"),
-    "plot": ("matplotlib", "plots and reports"),
+    "plot": ("matplotlib", "plots as .png, .svg and .pdf"),
     "parquet": ("pyarrow", "export to Parquet"),
 }
 
