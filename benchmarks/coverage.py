@@ -127,8 +127,8 @@ def main() -> None:
         f"Made by `python benchmarks/coverage.py --table {arguments.table}`: {arguments.repeats} repeats of each size, "
         f"one to five images a lesion, {len(GRID['C'])} values of C; {seconds:.0f} s, {platform.machine()}, "
         f"Python {platform.python_version()}. Without a signal the truth is 0.5. With one, it is the classifier's "
-        f"score on {N_FRESH} fresh lesions where lesions were held out, here as a mean, and else the mean of the nested "
-        "estimates.\n"
+        f"score on {N_FRESH} fresh lesions where lesions were held out, here as a mean, and else the mean of the "
+        "nested estimates.\n"
     )
     if arguments.table:
         arguments.table.write_text("\n".join([head, *parts]), encoding="utf-8")
