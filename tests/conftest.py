@@ -14,6 +14,11 @@ from deepfeat.store import DONE, RECORD, StoreWriter, open_features
 COLUMNS = ["image_id", "path", "label", "group", "split"]
 
 
+def pytest_configure(config):
+    """Let no warning of data pass; named in pyproject.toml, it would be imported before coverage is measured."""
+    config.addinivalue_line("filterwarnings", "error::deepfeat.errors.DataWarning")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def conversions(tmp_path_factory):
     """A folder of the tests' own for converted networks."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 
 import keras
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import deepfeat
-from deepfeat.backbones import checkpoints, network, registry
+from deepfeat.backbones import applications, checkpoints, network, registry
 from deepfeat.backbones.applications import APPLICATIONS
 from deepfeat.backbones.checkpoints import read_checkpoint
 from deepfeat.backbones.efficientnet_lite import VARIANTS, find_checkpoint
@@ -407,6 +408,32 @@ def test_keras_file_with_code_in_it_is_refused(tmp_path):
 class Doubling(keras.layers.Layer):
     def call(self, x):
         return 2 * x
+
+
+def test_keras_file_without_preprocessing_is_refused(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)).save(tmp_path / "mine.keras")
+    with pytest.raises(UsageError, match="mine.keras does not say how its pixels are scaled: pass preprocess, one of"):
+        deepfeat.load_backbone(tmp_path / "mine.keras")
+
+
+def test_keras_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / "mine.keras").write_bytes(b"no archive")
+    with pytest.raises(BackboneError, match="mine.keras"):
+        deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf")
+
+
+def test_imagenet_weights_that_are_damaged_are_named(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise ValueError("bad magic number")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(applications, "_constructor", lambda name: fail)
+    file = applications._weights_file("MobileNetV2", (224, 224, 3))
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(BackboneError, match=rf"of MobileNetV2 in {re.escape(str(file))} cannot be loaded: bad magic"):
+        applications._pretrained("MobileNetV2", (224, 224, 3))
 
 
 def test_keras_file_with_a_class_of_its_own_needs_custom_objects(tmp_path):

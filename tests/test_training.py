@@ -167,9 +167,10 @@ def test_manifest_of_another_file_is_refused(trained, tmp_path):
         deepfeat.load_backbone(file)
 
 
-def test_damaged_manifest_is_an_error_with_its_name(trained, tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "deepfeat backbone", "format_version": 99}'])
+def test_damaged_manifest_is_an_error_with_its_name(trained, tmp_path, text):
     file = moved(trained, tmp_path)
-    file.with_suffix(".json").write_text("{")
+    file.with_suffix(".json").write_text(text)
     with pytest.raises(BackboneError, match=r"skin\.json cannot be read"):
         deepfeat.load_backbone(file)
 
