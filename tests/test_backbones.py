@@ -413,13 +413,15 @@ class Doubling(keras.layers.Layer):
 def test_keras_file_without_preprocessing_is_refused(tmp_path):
     inputs = keras.Input((8, 8, 3))
     keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)).save(tmp_path / "mine.keras")
-    with pytest.raises(UsageError, match="mine.keras does not say how its pixels are scaled: pass preprocess, one of"):
+    with pytest.raises(
+        UsageError, match=r"mine\.keras does not say how its pixels are scaled: pass preprocess, one of"
+    ):
         deepfeat.load_backbone(tmp_path / "mine.keras")
 
 
 def test_keras_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "mine.keras").write_bytes(b"no archive")
-    with pytest.raises(BackboneError, match="mine.keras"):
+    with pytest.raises(BackboneError, match=r"mine\.keras"):
         deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf")
 
 

@@ -137,6 +137,7 @@ def make_journal(path, before, after):
     path.write_bytes(before)
     with open(path, "rb") as base:
         overlay = journal.Overlay(base)
+        assert (overlay.readable(), overlay.writable(), overlay.seekable()) == (True, True, True)
         overlay.write(after)
         journal._write_journal(path, overlay)
 

@@ -177,6 +177,7 @@ def test_threshold_is_granted_on_the_test_by_choice_on_the_folds():
     result = deepfeat.fit_svm((X, y, groups), test=0.4, positive="malignant", threshold="recall>=0.9", param_grid=GRID)
     tested = result.predictions[result.predictions["fold"] == "test"]
     called = tested["malignant"] >= result.threshold
+    assert f"threshold  {result.threshold:.4g} on the decision value of malignant, chosen for" in result.summary()
     np.testing.assert_array_equal(called, tested["predicted"] == "malignant")
     assert result.metrics.value["recall"] == pytest.approx(0.9, abs=0.08)
     assert result.wish == "recall>=0.9"

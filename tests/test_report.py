@@ -357,6 +357,7 @@ def test_pictures_of_another_folder(result, store, tmp_path):
     for path in table["path"]:
         Image.new("RGB", (40, 40), "green").save(path)
     assert "have no picture" not in written(result, tmp_path, table)
+    assert written(result, tmp_path, store) == written(result, tmp_path, store.path) == written(result, tmp_path)
 
 
 @pytest.mark.parametrize("wrap", [lambda total: total, lambda total: SimpleNamespace(total=total)])

@@ -496,8 +496,7 @@ def test_start_is_quiet_unless_it_fails(capfd):
     with startup.quiet_start():
         os.write(2, b"compiler flags")
     with pytest.raises(ImportError), startup.quiet_start():
-        os.write(2, b"why it failed")
-        raise ImportError
+        raise ImportError(os.write(2, b"why it failed"))
     os.write(2, b", and what came later")
     assert capfd.readouterr().err == "why it failed, and what came later"
 

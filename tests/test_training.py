@@ -361,6 +361,26 @@ def test_every_image_is_new_to_the_network_of_its_fold_alone(table, tmp_path):
     assert all((store.table["label"][fold == k].value_counts() >= 4).all() for k in range(3))
 
 
+def test_all_images_for_validation_leave_none_to_train_on(table, tmp_path):
+    first = table["label"].iloc[0]
+    split = np.where(table["label"] == first, "val", "train")
+    with pytest.raises(DataError, match=rf"class '{first}' has no image to train on: all are of the split 'val'"):
+        deepfeat.finetune(table.assign(split=split), small_cnn(), tmp_path / "x.keras", **FAST)
+
+
+def test_image_that_vanishes_after_it_was_read_is_named(table, tmp_path, monkeypatch):
+    stream, shape = samples.stream_images, small_cnn().input_shape
+
+    def broken(wanted, **options):
+        for image in stream(wanted, **options):
+            sought = any(pixels.shape == shape for pixels in image.pixels.values())
+            yield replace(image, reason="it is gone") if sought else image
+
+    monkeypatch.setattr(samples, "stream_images", broken)
+    with pytest.raises(DataError, match="was readable before, and is not any more: it is gone"):
+        deepfeat.finetune(table, small_cnn(), tmp_path / "x.keras", **FAST)
+
+
 def test_score_on_folds_put_together_is_allowed(table, tmp_path):
     options = {**SCRATCH, "epochs": 1, "val_size": 0.3, "embedding_dim": 4}
     networks = deepfeat.finetune_folds(table, small_cnn(), tmp_path / "skin.keras", cv=3, **options)
