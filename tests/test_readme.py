@@ -67,7 +67,7 @@ def test_python_runs_after_the_commands(folder, capsys, caplog):
     assert "EfficientNetLite0: 100 done before" in caplog.messages
     assert "EfficientNetLite1: 100 computed" in caplog.messages
     shown = capsys.readouterr().out
-    assert re.search(r"^9/0099.png +9$", shown, re.MULTILINE)
+    assert re.search(r"^9/0092.png +9$", shown, re.MULTILINE)
     assert re.search(r"^accuracy +[\d.]+ +[\d.]+ to [\d.]+$", shown, re.MULTILINE)
 
 
