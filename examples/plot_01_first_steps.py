@@ -1,0 +1,8 @@
+"""
+First steps
+===========
+
+Hello.
+"""
+import deepfeat
+print(deepfeat.__version__)
