@@ -31,9 +31,10 @@ table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesio
 table.groupby("label").agg(images=("image_id", "size"), lesions=("group", "nunique"))
 
 # %%
-# Images of the first lesions, a row for each: turned, moved, lit differently, and the same lesion.
+# A lesion of each kind, a row for each: turned, moved, lit differently, and the same lesion.
 
-lesions = [rows for _, rows in table.groupby("group") if len(rows) >= 3][:3]
+several = table[table.groupby("group")["image_id"].transform("size") >= 3]
+lesions = [kind[kind.group == kind.group.iloc[0]] for _, kind in several.groupby("label")]
 figure, axes = plt.subplots(3, 4, figsize=(6, 4.8), layout="constrained")
 for line, rows in zip(axes, lesions, strict=True):
     line[0].set_ylabel(f"{rows.label.iloc[0]}\n{rows.group.iloc[0]}")

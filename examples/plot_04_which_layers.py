@@ -52,17 +52,17 @@ store.blocks[["name", "dim", "done"]]
 #
 # The folds are the same for all, with lesions whole, and so are the resamples that the intervals come from.
 
-fits = {
-    name: deepfeat.fit_svm(store, backbones=name, test=None, param_grid={"C": [1e-4, 1e-3, 1e-2, 1e-1]})
-    for name in store.blocks["name"]
-}
+names = [f"EfficientNetLite0:{layer}" for layer in layers]
+widths = store.blocks.set_index("name")["dim"][names]
+grid = {"C": [1e-4, 1e-3, 1e-2, 1e-1]}
+fits = {name: deepfeat.fit_svm(store, backbones=name, test=None, param_grid=grid) for name in names}
 scores = np.array([fit.metrics.loc["balanced_accuracy", ["value", "low", "high"]] for fit in fits.values()], float)
 
 figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
 axes.fill_between(range(len(layers)), scores[:, 1], scores[:, 2], color="#9bb8d0", alpha=0.5, label="95 % interval")
 axes.plot(scores[:, 0], "o-", color="#1f5a8c", label="out-of-fold")
 axes.axhline(1 / 3, color="0.5", linestyle=":", label="chance")
-axes.set_xticks(range(len(layers)), [f"{layer}\n{width}" for layer, width in zip(layers, store.blocks.dim, strict=True)])
+axes.set_xticks(range(len(layers)), [f"{layer}\n{width}" for layer, width in zip(layers, widths, strict=True)])
 axes.tick_params(axis="x", labelsize=7)
 axes.set(ylabel="balanced accuracy", ylim=(0.3, 1))
 axes.legend(frameon=False, loc="lower right")
@@ -73,5 +73,5 @@ plt.show()
 # What is seen: the score rises over the first stages and then stays within the intervals, so that a middle layer with a tenth of the
 # numbers does as well here. Layers differ less than two lines in a table suggest: `compare` says which differences are more than chance.
 
-table = deepfeat.compare({"middle": fits["EfficientNetLite0:block10_add"], "last": fits["EfficientNetLite0:head_relu"]})
-print(table["sentence"][0])
+compared = deepfeat.compare({"middle": fits["EfficientNetLite0:block10_add"], "last": fits["EfficientNetLite0:head_relu"]})
+print(compared["sentence"][0])

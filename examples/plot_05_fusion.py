@@ -36,7 +36,7 @@ store = deepfeat.extract(table, backbones, folder / "features.h5", progress=Fals
 # Linear centred kernel alignment is 1 for blocks that are one another turned and scaled.
 
 alike = deepfeat.linear_cka(store)
-figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
 image = axes.imshow(alike, vmin=0, vmax=1, cmap="viridis")
 axes.set_xticks(range(3), alike.columns, rotation=20, fontsize=8)
 axes.set_yticks(range(3), alike.index, fontsize=8)
@@ -73,7 +73,7 @@ fits = {name: deepfeat.fit_svm(store, backbones=name, **options) for name in pai
 fits |= {way: deepfeat.fit_svm(store, backbones=pair, fusion=way, **options) for way in ("concat", "late", "aligned")}
 scores = np.array([fit.metrics.loc["balanced_accuracy", ["value", "low", "high"]] for fit in fits.values()], float)
 
-figure, axes = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(7.4, 2.8), layout="constrained")
 places = np.arange(len(fits))[::-1]
 axes.hlines(places, scores[:, 1], scores[:, 2], color="#9bb8d0", linewidth=5)
 axes.plot(scores[:, 0], places, "o", color="#1f5a8c")

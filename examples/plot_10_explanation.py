@@ -31,7 +31,7 @@ result.save(folder / "spots.deepfeat")
 
 write_spots(folder / "new", n_lesions=40, seed=7)
 classifier = deepfeat.load(folder / "spots.deepfeat")
-new = deepfeat.read_csv(folder / "new" / "labels.csv", folder / "new" / "images")
+new = deepfeat.read_csv(folder / "new" / "labels.csv", folder / "new" / "images", group="lesion")
 found = classifier.predict(new)
 found.head(4).round(3)
 
@@ -40,17 +40,16 @@ found.head(4).round(3)
 # ------
 #
 # The features are means over the positions of the last feature map, and a linear classifier adds them up: its decision value *is* a sum over positions, plus
-# a constant. Red speaks for melanoma, blue against it.
+# a constant. Red speaks for melanoma, blue against it; each map has a scale of its own, and its sum above it.
 
-melanomas = new[new.label == "melanoma"].drop_duplicates("group" if new.group.notna().any() else "path")[:3]
-others = new[new.label == "nevus"][:1]
-paths = [*melanomas.path, *others.path]
+one_each = new.drop_duplicates("group")
+paths = [*one_each.path[one_each.label == "melanoma"][:3], *one_each.path[one_each.label == "nevus"][:1]]
 maps = [classifier.explain(path, "melanoma") for path in paths]
-strongest = max(np.abs(map_.total).max() for map_ in maps)
 
 figure, axes = plt.subplots(2, len(paths), figsize=(8, 4), layout="constrained")
 for path, map_, (above, below) in zip(paths, maps, axes.T, strict=True):
     above.imshow(Image.open(path))
+    strongest = np.abs(map_.total).max()
     below.imshow(map_.total, cmap="RdBu_r", vmin=-strongest, vmax=strongest)
     below.set_title(f"sum {map_.total.sum():+.2f}", fontsize=9)
     above.set_axis_off()
