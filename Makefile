@@ -31,6 +31,7 @@ test-backends: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	DEEPFEAT_PAGES=1 $(BIN)/python -m pytest tests/test_howto.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -2,16 +2,16 @@
 A folder of your own
 ====================
 
-Image sets from a clinic are never tidy: several images per lesion, a label file beside the images, a file that cannot be read. deepfeat says
-what it finds, counts it, and goes on with the rest.
+Image sets from a clinic are never tidy: several images per lesion, a label file beside the images, a file that cannot
+be read. deepfeat says what it finds, counts it, and goes on with the rest.
 """
 
 # %%
 # A label file and groups
 # -----------------------
 #
-# The spots are drawn by deepfeat, as awkward as skin lesions are: unequal classes, one to four images of each lesion. The column
-# ``lesion`` becomes the group, and images of one group will never be on two sides of a split.
+# The spots are drawn by deepfeat, as awkward as skin lesions are: unequal classes, one to four images of each lesion.
+# The column ``lesion`` becomes the group, and images of one group will never be on two sides of a split.
 
 import tempfile
 import warnings
@@ -48,8 +48,8 @@ plt.show()
 # Files and rows that do not match
 # --------------------------------
 #
-# A file is damaged, and another has no row in the label file. Neither is dropped silently, and neither stops the work: reading
-# warns of the one, and extraction records the other as failed, with the reason.
+# A file is damaged, and another has no row in the label file. Neither is dropped silently, and neither stops the
+# work: reading warns of the one, and extraction records the other as failed, with the reason.
 
 (folder / "images" / "spot0003.png").write_bytes(b"half an imag")
 Image.new("RGB", (64, 64), "tan").save(folder / "images" / "holiday.png")
@@ -62,7 +62,8 @@ for warning in heard:
     print("-", warning.message)
 
 # %%
-# Nobody gets zeros for a failed image: asking for its features is an error, and ``fit_svm`` leaves it out and says so.
+# Nobody gets zeros for a failed image: asking for its features is an error, and ``fit_svm`` leaves it out and says
+# so.
 
 store.failures
 
@@ -70,7 +71,8 @@ store.failures
 # When something changes
 # ----------------------
 #
-# The damaged file is replaced. The next call looks at sizes and times of the files, computes that one image and nothing else.
+# The damaged file is replaced. The next call looks at sizes and times of the files, computes that one image and
+# nothing else.
 
 lesion = table[table.image_id == "spot0004.png"].iloc[0]
 Image.open(lesion.path).rotate(90).save(folder / "images" / "spot0003.png")
@@ -86,4 +88,5 @@ store.blocks[["name", "dim", "done", "missing", "failed"]]
 #     deepfeat extract images --csv labels.csv --group-column lesion --backbone EfficientNetLite0 --cache features.h5
 #     deepfeat fit features.h5 --test 0.2
 #
-# Classes in sub-folders need no label file (`read_folder`), and the layout of the ISIC challenges is known (`read_isic`).
+# Classes in sub-folders need no label file (`read_folder`), and the layout of the ISIC challenges is known
+# (`read_isic`).

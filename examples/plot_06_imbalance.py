@@ -2,8 +2,9 @@
 Imbalance and thresholds
 ========================
 
-One spot in ten is a melanoma. Whoever calls every spot harmless is right nine times out of ten and of no use. Three things help: weights
-for the rare class, metrics that are not fooled, and an operating point that is chosen by what it is for.
+One spot in ten is a melanoma. Whoever calls every spot harmless is right nine times out of ten and of no use. Three
+things help: weights for the rare class, metrics that are not fooled, and an operating point that is chosen by what it
+is for.
 """
 
 import tempfile
@@ -26,8 +27,8 @@ print((table.label == "melanoma").value_counts().rename({True: "melanoma", False
 # Class weights
 # -------------
 #
-# ``positive`` sets one class against all others. ``class_weight="balanced"``, the default, lets the rare class count as much as the rest. Without it
-# accuracy is higher, and more melanomas are missed.
+# ``positive`` sets one class against all others. ``class_weight="balanced"``, the default, lets the rare class count
+# as much as the rest. Without it accuracy is higher, and more melanomas are missed.
 
 options = {"positive": "melanoma", "test": None, "param_grid": {"C": [1e-4, 1e-3]}}
 weighted = deepfeat.fit_svm(store, **options)
@@ -39,8 +40,9 @@ pd.DataFrame({"balanced": weighted.metrics.value[shown], "none": plain.metrics.v
 # A wish
 # ------
 #
-# "Find nine melanomas in ten" is a wish for a recall. The threshold that grants it with the fewest false alarms is chosen on out-of-fold decision
-# values, each fold judged by the threshold of the others, so that the recall that is reported is not the one that was wished, but what came of it.
+# "Find nine melanomas in ten" is a wish for a recall. The threshold that grants it with the fewest false alarms is
+# chosen on out-of-fold decision values, each fold judged by the threshold of the others, so that the recall that is
+# reported is not the one that was wished, but what came of it.
 
 wished = deepfeat.fit_svm(store, threshold="recall>=0.9", calibrate=True, **options)
 print(f"threshold {wished.threshold:.3f} on the decision value")
@@ -81,8 +83,8 @@ plt.show()
 # Probabilities
 # -------------
 #
-# Decision values of a weighted SVM are no probabilities: they favour the rare class on purpose. ``calibrate=True`` adds some that are, for the mixture of
-# classes in these images. Their mean is near the share of melanomas.
+# Decision values of a weighted SVM are no probabilities: they favour the rare class on purpose. ``calibrate=True``
+# adds some that are, for the mixture of classes in these images. Their mean is near the share of melanomas.
 
 chance = wished.predictions["probability melanoma"]
 print(f"mean probability {chance.mean():.3f}, share of melanomas {is_melanoma.mean():.3f}")

@@ -2,8 +2,8 @@
 A leak, shown
 =============
 
-Several images of one lesion are nearly one image. If some of them train a classifier and others score it, it is asked what it was told.
-Here the labels are drawn by lot, so that there is nothing to learn and an honest score is one half.
+Several images of one lesion are nearly one image. If some of them train a classifier and others score it, it is asked
+what it was told. Here the labels are drawn by lot, so that there is nothing to learn and an honest score is one half.
 """
 
 import tempfile
@@ -36,8 +36,9 @@ print(f"{len(table)} images of {len(lesions)} lesions")
 # Three protocols
 # ---------------
 #
-# The first forgets the groups: plain arrays have none. The second keeps the images of a lesion in one fold, which deepfeat does wherever it knows of
-# groups. The third also chooses C anew in each fold, so that no image that is scored had a say in anything.
+# The first forgets the groups: plain arrays have none. The second keeps the images of a lesion in one fold, which
+# deepfeat does wherever it knows of groups. The third also chooses C anew in each fold, so that no image that is
+# scored had a say in anything.
 
 grid = {"C": [1e-5, 1e-4, 1e-3, 1e-2]}
 naive = deepfeat.fit_svm((store.features("EfficientNetLite0"), table["label"]), test=None, param_grid=grid)
@@ -59,8 +60,10 @@ axes.spines[["top", "right", "left"]].set_visible(False)
 plt.show()
 
 # %%
-# What is seen: with the images of a lesion on both sides, a score far above chance is made of nothing, and its interval excludes the truth, since
-# images that are drawn one by one count the same lesion several times. With lesions whole the interval holds one half.
+# What is seen: with the images of a lesion on both sides, a score far above chance is made of nothing, and its
+# interval excludes the truth, since images that are drawn one by one count the same lesion several times. With
+# lesions whole the interval holds one half.
 #
-# The network was not fine-tuned, the scaling was fitted on training rows alone, and cross-validation was done by the book: the split is the
-# whole of the leak. It needs a column with the lesion or patient, and that is all that deepfeat asks for: ``group=``.
+# The network was not fine-tuned, the scaling was fitted on training rows alone, and cross-validation was done by the
+# book: the split is the whole of the leak. It needs a column with the lesion or patient, and that is all that
+# deepfeat asks for: ``group=``.

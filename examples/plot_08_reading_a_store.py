@@ -2,7 +2,8 @@
 Reading a store in pandas
 =========================
 
-The features are yours: as arrays without a copy, as a data frame, as Parquet, and without deepfeat at all, since the file is plain HDF5.
+The features are yours: as arrays without a copy, as a data frame, as Parquet, and without deepfeat at all, since the
+file is plain HDF5.
 """
 
 import tempfile
@@ -27,8 +28,8 @@ deepfeat.extract(table, "EfficientNetLite0", folder / "features.h5", progress=Fa
 # Which row is which image
 # ------------------------
 #
-# A store opens in milliseconds. ``table`` has one row per image; ``features`` has its rows in the same order, or in the order of the ids that are
-# asked for.
+# A store opens in milliseconds. ``table`` has one row per image; ``features`` has its rows in the same order, or in
+# the order of the ids that are asked for.
 
 store = deepfeat.open_features(folder / "features.h5")
 X = store.features("EfficientNetLite0")
@@ -39,7 +40,8 @@ store.table.drop(columns="path").head(3)
 # As a data frame
 # ---------------
 #
-# Indexed by image, a column for each feature; joined with whatever else is known of the images. ``to_parquet`` and ``to_npz`` write the same into files.
+# Indexed by image, a column for each feature; joined with whatever else is known of the images. ``to_parquet`` and
+# ``to_npz`` write the same into files.
 
 frame = store.to_frame()
 frame.iloc[:3, :6]
@@ -48,7 +50,8 @@ frame.iloc[:3, :6]
 # Questions to the features
 # -------------------------
 #
-# Are two images of one lesion nearer to each other than to other lesions? Cosines of standardised features, for pairs within and across lesions.
+# Are two images of one lesion nearer to each other than to other lesions? Cosines of standardised features, for pairs
+# within and across lesions.
 
 standard = StandardScaler().fit_transform(X)
 standard /= np.linalg.norm(standard, axis=1, keepdims=True)
@@ -81,7 +84,8 @@ plt.show()
 # Without deepfeat
 # ----------------
 #
-# The format is specified, and any language with HDF5 reads it. Each block says in its attributes what decided its numbers.
+# The format is specified, and any language with HDF5 reads it. Each block says in its attributes what decided its
+# numbers.
 
 with h5py.File(folder / "features.h5") as file:
     key, block = next(iter(file["blocks"].items()))

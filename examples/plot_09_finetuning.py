@@ -2,8 +2,8 @@
 Fine-tuning without fooling oneself
 ===================================
 
-A network that was trained on some of the images makes features of them that are too good. deepfeat knows which images those are, and
-refuses to score them.
+A network that was trained on some of the images makes features of them that are too good. deepfeat knows which images
+those are, and refuses to score them.
 """
 
 import tempfile
@@ -32,8 +32,8 @@ table.groupby("split").agg(images=("image_id", "size"), lesions=("group", "nuniq
 # Training
 # --------
 #
-# First a classifier on top of the frozen network, then the last tenth of its layers with it. Small images and few epochs, so that this page is built in
-# a minute; the defaults train for longer.
+# First a classifier on top of the frozen network, then the last tenth of its layers with it. Small images and few
+# epochs, so that this page is built in a minute; the defaults train for longer.
 
 small = deepfeat.Backbone("EfficientNetLite0", input_size=96)
 settings = {"unfreeze": 0.3, "head_epochs": 2, "epochs": 6, "learning_rate": 3e-4, "progress": False}
@@ -61,8 +61,8 @@ except deepfeat.DataError as error:
     print(error)
 
 # %%
-# On the test that it never read, frozen and tuned are compared. Training images may train the SVM; what that does to the choice of C is noted
-# among the result's warnings.
+# On the test that it never read, frozen and tuned are compared. Training images may train the SVM; what that does to
+# the choice of C is noted among the result's warnings.
 
 options = {"test": "split", "param_grid": {"C": [1e-4, 1e-3, 1e-2]}}
 frozen = deepfeat.fit_svm(store, backbones="EfficientNetLite0", **options)
@@ -75,6 +75,7 @@ shown = ["balanced_accuracy", "f1_macro", "auroc_macro"]
 pd.DataFrame({name: result.metrics.value[shown] for name, result in scores.items()}).round(3)
 
 # %%
-# And what cross-validation on the training images would have claimed, were it not refused as a score: the fine-tuned network knows their labels.
+# And what cross-validation on the training images would have claimed, were it not refused as a score: the fine-tuned
+# network knows their labels.
 
 pd.DataFrame({name: result.cv_results["mean"] for name, result in scores.items()}).assign(C=[1e-4, 1e-3, 1e-2]).round(3)

@@ -2,8 +2,8 @@
 New images, and where a decision comes from
 ===========================================
 
-A classifier goes into one file, which runs no code when it is loaded. On new images it gives labels, and shows which places of an image
-its decision value is the sum of.
+A classifier goes into one file, which runs no code when it is loaded. On new images it gives labels, and shows which
+places of an image its decision value is the sum of.
 """
 
 import tempfile
@@ -39,8 +39,9 @@ found.head(4).round(3)
 # Places
 # ------
 #
-# The features are means over the positions of the last feature map, and a linear classifier adds them up: its decision value *is* a sum over positions, plus
-# a constant. Red speaks for melanoma, blue against it; each map has a scale of its own, and its sum above it.
+# The features are means over the positions of the last feature map, and a linear classifier adds them up: its
+# decision value *is* a sum over positions, plus a constant. Red speaks for melanoma, blue against it; each map has a
+# scale of its own, and its sum above it.
 
 one_each = new.drop_duplicates("group")
 paths = [*one_each.path[one_each.label == "melanoma"][:3], *one_each.path[one_each.label == "nevus"][:1]]
