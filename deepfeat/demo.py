@@ -15,9 +15,9 @@ EDGE = 64
 
 #: Share of the lesions, irregularity of the outline, unevenness of the colour, and mean colour of each kind of spot.
 _SPOTS = {
-    "nevus": (0.75, 0.05, 0.25, (135, 86, 62)),
-    "keratosis": (0.15, 0.10, 0.75, (150, 104, 74)),
-    "melanoma": (0.10, 0.16, 0.60, (98, 60, 52)),
+    "nevus": (0.65, 0.04, 0.25, (130, 86, 66)),
+    "keratosis": (0.20, 0.06, 0.90, (132, 88, 68)),
+    "melanoma": (0.15, 0.22, 0.45, (122, 78, 64)),
 }
 #: Edge of what is drawn of a lesion, and of what is photographed of it, which lies inside when it is turned.
 _LESION_EDGE, _SPOT_EDGE = 160, 96
@@ -43,7 +43,7 @@ def write_digits(folder: Path) -> None:
 def write_spots(folder: Path, n_lesions: int = 200, seed: int = 0) -> None:
     """Draw spots on skin into ``folder/images``, and write their labels into ``folder/labels.csv``.
 
-    They are as awkward as data sets of skin lesions are: of 20 lesions 15 are nevi, 3 keratoses and 2 melanomas, a
+    They are as awkward as data sets of skin lesions are: of 20 lesions 13 are nevi, 4 keratoses and 3 melanomas, a
     lesion has one to four images, and kinds overlap. They look like nothing that a physician has seen.
 
     Parameters
@@ -78,7 +78,7 @@ def _draw_lesion(
     # The strength of the outline's waves differs from lesion to lesion, so that kinds overlap.
     strength = irregularity * rng.lognormal(0, 0.5)
     waves = [rng.normal() / np.sqrt(k) * np.cos(k * angle + rng.uniform(0, 7)) for k in range(2, 9)]
-    outline = rng.uniform(0.3, 0.46) * (1 + strength * np.sum(waves, axis=0))
+    outline = rng.uniform(0.3, 0.46) * np.clip(1 + strength * np.sum(waves, axis=0), 0.4, 1.7)
     inside = 1 / (1 + np.exp((radius - outline) * 45))
     skin = np.array([222, 178, 152]) + rng.normal(0, 14)
     spot = np.array(colour) + rng.normal(0, 14) + rng.normal(0, 9, 3)

@@ -71,6 +71,7 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"deepfeat {version}"
+html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["deepfeat.css"]
 html_show_sourcelink = False

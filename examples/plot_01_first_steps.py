@@ -24,7 +24,7 @@ from deepfeat.demo import write_digits
 
 folder = Path(tempfile.mkdtemp())
 write_digits(folder / "digits")
-table = deepfeat.read_folder(folder / "digits").groupby("label").head(100)
+table = deepfeat.read_folder(folder / "digits").groupby("label").head(60)
 table.groupby("label").first()[["image_id"]]
 
 # %%

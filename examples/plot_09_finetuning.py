@@ -35,8 +35,8 @@ table.groupby("split").agg(images=("image_id", "size"), lesions=("group", "nuniq
 # First a classifier on top of the frozen network, then the last tenth of its layers with it. Small images and few
 # epochs, so that this page is built in a minute; the defaults train for longer.
 
-small = deepfeat.Backbone("EfficientNetLite0", input_size=96)
-settings = {"unfreeze": 0.3, "head_epochs": 2, "epochs": 6, "learning_rate": 3e-4, "progress": False}
+small = deepfeat.Backbone("EfficientNetLite0", input_size=64)
+settings = {"unfreeze": 0.3, "head_epochs": 2, "epochs": 4, "learning_rate": 3e-4, "progress": False}
 tuned = deepfeat.finetune(table, small, folder / "spots.keras", **settings)
 
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")

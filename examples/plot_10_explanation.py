@@ -17,7 +17,7 @@ import deepfeat
 from deepfeat.demo import write_spots
 
 folder = Path(tempfile.mkdtemp())
-write_spots(folder, n_lesions=120)
+write_spots(folder, n_lesions=100)
 table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesion")
 store = deepfeat.extract(table, "EfficientNetLite0", folder / "features.h5", progress=False)
 result = deepfeat.fit_svm(store, test=0.2, param_grid={"C": [1e-4, 1e-3]}, calibrate=True)
@@ -29,7 +29,7 @@ result.save(folder / "spots.deepfeat")
 #
 # New images, of a seed that nobody has trained on. The way from a file to features is that of the fit.
 
-write_spots(folder / "new", n_lesions=40, seed=7)
+write_spots(folder / "new", n_lesions=20, seed=7)
 classifier = deepfeat.load(folder / "spots.deepfeat")
 new = deepfeat.read_csv(folder / "new" / "labels.csv", folder / "new" / "images", group="lesion")
 found = classifier.predict(new)
