@@ -59,7 +59,7 @@ def write_spots(folder: Path, n_lesions: int = 200, seed: int = 0) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     shares = np.cumsum([share for share, *_ in _SPOTS.values()])
     kinds = np.array(list(_SPOTS))[np.searchsorted(shares, (np.arange(n_lesions) % 20 + 0.5) / 20)]
-    rows = []
+    rows: list[dict[str, str]] = []
     for lesion, kind in enumerate(rng.permutation(kinds)):
         colours = _draw_lesion(rng, *_SPOTS[kind][1:])
         for _ in range(rng.integers(1, 5)):
@@ -83,13 +83,16 @@ def _draw_lesion(
     skin = np.array([222, 178, 152]) + rng.normal(0, 14)
     spot = np.array(colour) + rng.normal(0, 14) + rng.normal(0, 9, 3)
     mottling = 40 * unevenness * rng.lognormal(0, 0.4) * _cloud(rng, rng.uniform(1.5, 7))
-    return skin + inside[..., None] * (spot - skin + mottling[..., None])
+    colours: np.ndarray = skin + inside[..., None] * (spot - skin + mottling[..., None])
+    return colours
 
 
 def _cloud(rng: np.random.Generator, width: float) -> np.ndarray:
     """Smooth noise of shape (edge, edge), mean 0 and standard deviation 1."""
-    noise = ndimage.gaussian_filter(rng.normal(size=(_LESION_EDGE, _LESION_EDGE)), width, mode="wrap")
-    return (noise - noise.mean()) / noise.std()
+    noise: np.ndarray = ndimage.gaussian_filter(rng.normal(size=(_LESION_EDGE, _LESION_EDGE)), width, mode="wrap")
+    noise -= noise.mean()
+    noise /= noise.std()
+    return noise
 
 
 def _photograph(colours: np.ndarray, rng: np.random.Generator) -> Image.Image:
@@ -101,4 +104,4 @@ def _photograph(colours: np.ndarray, rng: np.random.Generator) -> Image.Image:
     box = (left, top, left + width, top + width)
     pixels = picture.resize((_SPOT_EDGE, _SPOT_EDGE), Image.Resampling.BILINEAR, box)
     light = rng.normal(0, 7) + rng.normal(0, 5, (_SPOT_EDGE, _SPOT_EDGE, 1))
-    return Image.fromarray(np.clip(pixels + light, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(pixels) + light, 0, 255).astype(np.uint8))
