@@ -70,9 +70,8 @@ axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# What is seen: the score rises over the first stages and then stays within the intervals, so that a middle layer with
-# a tenth of the numbers does as well here. Layers differ less than two lines in a table suggest: `compare` says which
-# differences are more than chance.
+# What is seen: the first layers know least, and a middle layer with a tenth of the numbers does as well here as the
+# last. Layers differ less than lines in a table suggest: `compare` says which differences are more than chance.
 
 compared = deepfeat.compare(
     {"middle": fits["EfficientNetLite0:block10_add"], "last": fits["EfficientNetLite0:head_relu"]}
