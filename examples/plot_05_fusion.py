@@ -16,7 +16,7 @@ import deepfeat
 from deepfeat.demo import write_spots
 
 folder = Path(tempfile.mkdtemp())
-write_spots(folder, n_lesions=120)
+write_spots(folder, n_lesions=100)
 table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesion")
 
 # %%
@@ -55,8 +55,8 @@ plt.show()
 # scores every set on the folds of the training images and takes the best; ``nested=True`` repeats all of this in each
 # fold, which tells how optimistic that was.
 
-options = {"test": None, "param_grid": {"C": [1e-3]}}
-chosen = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, cv=3, **options)
+options = {"test": None, "cv": 3, "param_grid": {"C": [1e-3]}}
+chosen = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, **options)
 chosen.subsets.drop(columns="best_params").sort_values("mean", ascending=False).round(3)
 
 # %%

@@ -16,7 +16,7 @@ import deepfeat
 from deepfeat.demo import write_spots
 
 folder = Path(tempfile.mkdtemp())
-write_spots(folder, n_lesions=120)
+write_spots(folder, n_lesions=100)
 table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesion")
 
 # %%
@@ -36,7 +36,7 @@ table.groupby("split").agg(images=("image_id", "size"), lesions=("group", "nuniq
 # epochs, so that this page is built in a minute; the defaults train for longer.
 
 small = deepfeat.Backbone("EfficientNetLite0", input_size=64)
-settings = {"unfreeze": 0.3, "head_epochs": 2, "epochs": 4, "learning_rate": 3e-4, "progress": False}
+settings = {"unfreeze": 0.3, "head_epochs": 2, "epochs": 3, "learning_rate": 3e-4, "progress": False}
 tuned = deepfeat.finetune(table, small, folder / "spots.keras", **settings)
 
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
