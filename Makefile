@@ -5,7 +5,7 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-faults test-backends test-oldest build smoke check format clean
+.PHONY: demo test test-faults test-backends test-oldest docs build smoke check format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,12 @@ build: $(READY)
 smoke: build
 	PYTHON=$(PYTHON) .ci/smoke dist/*.whl dist/*.tar.gz
 
+# Pages and gallery into build/docs, without a network; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	DEEPFEAT_PAGES=1 $(BIN)/python -m pytest tests/test_howto.py
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +60,5 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist deepfeat-demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist deepfeat-demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		docs/auto_examples docs/reference/generated docs/reference/uses

@@ -18,7 +18,7 @@ import deepfeat
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "deepfeat"
-BUILT = shutil.ignore_patterns("*.egg-info", "__pycache__", "_build", "auto_examples")
+BUILT = shutil.ignore_patterns("*.egg-info", "__pycache__", "auto_examples", "generated", "uses")
 SOURCES = ["deepfeat", "tests", "docs", "examples", "benchmarks", ".ci", "Makefile", "MANIFEST.in", "LICENSE"]
 
 
