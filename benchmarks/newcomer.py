@@ -79,15 +79,17 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 
 def describe(rows: list[tuple[str, float, str]], sizes: dict[str, int]) -> str:
     total = sum(seconds for _, seconds, _ in rows)
+    body = "\n".join(f"| `{shown}` | {seconds:.1f} | {text} |" for shown, seconds, text in rows)
     return f"""# A newcomer's walk
 
-Made by `python benchmarks/newcomer.py --table docs/results/newcomer.md`: the README's commands as written, one after the
-other, in a new virtual environment, with an empty home and no caches. The accuracies are those of the digits.
+Made by `python benchmarks/newcomer.py --table docs/results/newcomer.md`: the README's commands as written, one after
+the other, in a new virtual environment, with an empty home and no caches. The accuracies are those of the digits.
 {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}.
 
 | typed | seconds | printed |
 | --- | --- | --- |
-{"".join(f"| `{shown}` | {seconds:.1f} | {text} |{chr(10)}" for shown, seconds, text in rows)}| together | {total:.0f} | |
+{body}
+| together | {total:.0f} | |
 
 The virtual environment has {sizes["venv"] / 1e9:.1f} GB afterwards, most of it TensorFlow. In the home there are
 {sizes["home"] / 1e6:.0f} MB: the networks as converted for OpenVINO, and settings of Keras.
