@@ -414,6 +414,12 @@ def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, 
     assert "have no group" in capsys.readouterr().err
 
 
+def test_pairs_that_are_no_table_are_named(cache, tmp_path, capsys):
+    (tmp_path / "pairs.csv").touch()
+    assert main(["fit", str(cache), "--duplicates", str(tmp_path / "pairs.csv")]) == 2
+    assert "pairs.csv cannot be read as a table of pairs" in capsys.readouterr().err
+
+
 def test_store_similarity_prints_and_draws(cache, tmp_path, capsys):
     assert main(["store", "similarity", str(cache), "--plot", str(tmp_path / "cka.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"EfficientNetLite0": {"EfficientNetLite0": 1.0}}

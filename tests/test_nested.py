@@ -202,6 +202,14 @@ def test_provenance_tells_rows_and_folds_apart():
     assert once["settings"]["param_grid"] == GRID
 
 
+def test_provenance_takes_numbers_of_numpy():
+    X, y, groups = lesions()
+    result = deepfeat.fit_svm((X, y, groups), test=np.float64(0.4), param_grid=GRID, seed=np.int64(3))
+    settings = result.provenance["settings"]
+    assert (settings["test"], settings["seed"]) == (0.4, 3)
+    assert type(settings["seed"]) is int
+
+
 def test_numbers_as_labels_keep_their_columns():
     rng = np.random.default_rng(0)
     y = np.arange(120) % 12

@@ -316,4 +316,6 @@ def test_a_bundle_of_a_result_is_that_of_its_file(fit, folder):
     direct = deepfeat.prediction.Classifier(bundle_of(result), [cells_backbone()])
     pd.testing.assert_frame_equal(direct.predict(folder), classifier.predict(folder))
     assert repr(direct) == "<Classifier of blue, red on Cells>"
+    explanation = direct.explain(folder / "red" / "red00.png", "red")
+    assert repr(explanation).startswith(f"<Explanation of red for {folder / 'red' / 'red00.png'}: decision value ")
     assert dataclasses.replace(bundle_of(result), weights={}).classes == ["blue", "red"]

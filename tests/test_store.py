@@ -637,6 +637,13 @@ def test_writer_where_no_store_can_be_made(path, monkeypatch):
         StoreWriter(path).__enter__()
 
 
+def test_file_that_does_not_name_its_format_is_none_of_ours(mixed_store, path):
+    with h5py.File(path, "r+") as file:
+        del file.attrs["format"]
+    with pytest.raises(StoreError, match="is an HDF5 file, but not a feature store of deepfeat"):
+        deepfeat.open_features(path)
+
+
 def test_attribute_that_would_fill_the_memory_is_refused(mixed_store, path, monkeypatch):
     monkeypatch.setattr(layout, "_LARGEST_ATTRIBUTE", 32)
     with pytest.raises(StoreError, match="is too large"):

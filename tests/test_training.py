@@ -361,6 +361,13 @@ def test_every_image_is_new_to_the_network_of_its_fold_alone(table, tmp_path):
     assert all((store.table["label"][fold == k].value_counts() >= 4).all() for k in range(3))
 
 
+def test_triangular_rate_is_made_again_of_its_arguments():
+    rate = epochs.TriangularRate(0.1, 4)
+    again = epochs.TriangularRate(**rate.get_config())
+    assert [float(again(step)) for step in range(9)] == [float(rate(step)) for step in range(9)]
+    assert float(again(4)) == pytest.approx(0.1)
+
+
 def test_all_images_for_validation_leave_none_to_train_on(table, tmp_path):
     first = table["label"].iloc[0]
     split = np.where(table["label"] == first, "val", "train")

@@ -161,5 +161,5 @@ def _bound(max_memory: float | None) -> float:
 def _half_of_memory() -> float:
     try:
         return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+    except (ValueError, OSError, AttributeError):  # pragma: no cover - not on Linux
         return float("inf")
