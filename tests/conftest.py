@@ -14,11 +14,6 @@ from deepfeat.store import DONE, RECORD, StoreWriter, open_features
 COLUMNS = ["image_id", "path", "label", "group", "split"]
 
 
-def pytest_configure(config):
-    """Let no warning of data pass; named in pyproject.toml, it would be imported before coverage is measured."""
-    config.addinivalue_line("filterwarnings", "error::deepfeat.errors.DataWarning")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def conversions(tmp_path_factory):
     """A folder of the tests' own for converted networks."""
@@ -94,6 +89,11 @@ def build_store(make_records):
         return open_features(path)
 
     return build
+
+
+def pytest_configure(config):
+    """Let no warning of data pass; named in pyproject.toml, it would be imported before coverage is measured."""
+    config.addinivalue_line("filterwarnings", "error::deepfeat.errors.DataWarning")
 
 
 @pytest.fixture
