@@ -56,6 +56,7 @@ _HOMES = {
     "DamageError": "errors",
     "LockedError": "errors",
     "BundleError": "errors",
+    "ClusterError": "errors",
     "DataWarning": "errors",
 }
 
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from deepfeat.errors import (
         BackboneError,
         BundleError,
+        ClusterError,
         DamageError,
         DataError,
         DataWarning,

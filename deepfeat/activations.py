@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.computation import build_network
 from deepfeat.errors import ImageError, UsageError
-from deepfeat.extraction import build_network
 from deepfeat.images import Preparation, load_image
 from deepfeat.plots import draw_activation_maps, draw_feature_maps
 

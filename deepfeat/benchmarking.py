@@ -19,9 +19,10 @@ from scipy import stats
 from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.onnx import count_onnx
 from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.computation import build_network, count_cores
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataError, DataWarning, UsageError
-from deepfeat.extraction import build_network, count_cores, extract
+from deepfeat.extraction import extract
 from deepfeat.images import Preparation, stream_images
 from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
 from deepfeat.splits import merge_groups

@@ -33,6 +33,10 @@ class LockedError(StoreError):
     """Another process is writing the feature store; the message names it."""
 
 
+class ClusterError(DeepfeatError):
+    """The workers of a cluster, or the connection to them, were lost in the middle of the work."""
+
+
 class BundleError(DeepfeatError):
     """A file is not a classifier that deepfeat wrote, or holds something that no classifier needs."""
 

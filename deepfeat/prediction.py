@@ -19,11 +19,11 @@ from sklearn.pipeline import Pipeline
 from deepfeat.backbones import Backbone, Preprocessing, load_backbone
 from deepfeat.backbones.registry import as_backbones
 from deepfeat.bundle import Bundle, bundle_of, read_bundle
+from deepfeat.computation import CHUNK, build_network, count_cores
 from deepfeat.datasets import as_table
 from deepfeat.errors import BackboneError, DataWarning, ImageError, UsageError
 from deepfeat.evaluation import class_scores
 from deepfeat.explanation import Explanation, Maps, split_decision
-from deepfeat.extraction import CHUNK, build_network, count_cores
 from deepfeat.images import LoadedImage, Preparation, decode_image, load_image, read_bytes, stream_images
 from deepfeat.runtimes.selection import Runtime, open_runtime
 from deepfeat.svm import SVMResult

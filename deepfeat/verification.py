@@ -12,8 +12,8 @@ import pandas as pd
 
 from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.computation import build_network
 from deepfeat.errors import BackboneError, UsageError
-from deepfeat.extraction import build_network
 from deepfeat.images import VIEWS, Preparation, load_image
 from deepfeat.runtimes.selection import PRECISIONS, open_runtime
 from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features

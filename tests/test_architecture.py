@@ -13,6 +13,8 @@ PACKAGE = Path(deepfeat.__file__).parent
 STAGE_1 = (
     "deepfeat.backbones",
     "deepfeat.runtimes",
+    "deepfeat.computation",
+    "deepfeat.distributed",
     "deepfeat.extraction",
     "deepfeat.benchmarking",
     "deepfeat.training",

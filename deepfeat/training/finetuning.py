@@ -15,8 +15,8 @@ import numpy as np
 from deepfeat.backbones import Backbone, load_backbone
 from deepfeat.backbones.manifest import Manifest, manifest_path, read_manifest
 from deepfeat.backbones.network import file_digest
+from deepfeat.computation import versions
 from deepfeat.errors import UsageError
-from deepfeat.extraction import versions
 from deepfeat.provenance import TrainedOn
 from deepfeat.runtimes.keras import keras
 from deepfeat.runtimes.selection import resolve

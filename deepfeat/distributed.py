@@ -1,0 +1,338 @@
+"""Images become features on the workers of a Dask cluster.
+
+Images are handed out in shards. A worker keeps the networks of the latest call, and computes a shard as a single machine
+would; what it made stays there until the caller takes it, one shard at a time, and stores it. No more shards are handed
+out than keep the workers busy, so that neither the caller's memory nor the workers' grows with the number of images. When a
+worker dies, Dask gives its shards to others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deepfeat import __version__
+from deepfeat.backbones.network import model_digest
+from deepfeat.computation import CHUNK, Computed, Job, LoadedBackbone, Plan, Wanted, compute_chunks
+from deepfeat.errors import BackboneError, ClusterError, DataWarning, UsageError
+from deepfeat.runtimes.selection import PRECISIONS, RUNTIMES, resolve
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+logger = logging.getLogger(__name__)
+
+#: Images in a shard, and bytes of features that a shard holds at the most.
+SHARD, SHARD_BYTES = 256, 2**24
+
+#: Shards that are handed out for each thread of the workers: one at work, and one to go on with.
+_PER_THREAD = 2
+
+
+class Parcel(NamedTuple):
+    """A plan on its way to the workers.
+
+    Attributes
+    ----------
+    version : str
+        Of deepfeat.
+    jobs : tuple of bytes
+        Each job on its own, since user's code in it may not load everywhere.
+    names : tuple of str
+        Of their backbones.
+    known : list of frozenset of bytes
+    has_space : list of bool
+    """
+
+    version: str
+    jobs: tuple[bytes, ...]
+    names: tuple[str, ...]
+    known: list[frozenset[bytes]]
+    has_space: list[bool]
+
+
+class ComputedShard(NamedTuple):
+    """What a worker made of a shard, in chunks, and what it has to say of that."""
+
+    parts: list[Computed]
+    worker: str
+    warnings: tuple[str, ...]
+
+
+def connect(address: str) -> Client:
+    """Connect to the scheduler of a cluster.
+
+    Raises
+    ------
+    UsageError
+        If the package distributed is not installed.
+    ClusterError
+        If no scheduler answers.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UsageError("a cluster needs the package distributed: run `pip install 'deepfeat[dask]'`") from error
+    try:
+        return Client(address)
+    except (OSError, ValueError) as error:
+        msg = f"no Dask scheduler answers at {address!r}: {error}"
+        raise ClusterError(msg) from error
+
+
+def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str, str]:
+    """Decide what "auto" means on the first worker that answers; see `deepfeat.runtimes.selection.resolve`.
+
+    Raises
+    ------
+    UsageError
+        If the client is none, or for a runtime or precision that is not allowed there.
+    ClusterError
+        If the workers do not have deepfeat, or are lost.
+    """
+    _check(client)
+    if runtime in RUNTIMES and precision in PRECISIONS and not client.nthreads():
+        logger.warning("the cluster has no workers yet: waiting for the first")
+    future = client.submit(resolve, runtime, precision, pure=False)
+    try:
+        return _result(future)
+    except ImportError as error:
+        msg = f"the workers cannot import deepfeat ({error}): install deepfeat {__version__} there"
+        raise ClusterError(msg) from error
+
+
+def _check(client: Any) -> None:
+    if not (hasattr(client, "submit") and hasattr(client, "nthreads")) or getattr(client, "asynchronous", False):
+        msg = f"client is {client!r}: pass a distributed.Client that is not asynchronous"
+        raise UsageError(msg)
+
+
+def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Generator[Computed]:
+    """Have workers compute images, and yield what comes as it comes.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    plan : Plan
+    wanted : iterable of Wanted
+        Taken as shards are handed out.
+
+    Raises
+    ------
+    BackboneError
+        If a worker cannot load a backbone, or would compute other features than the caller means.
+    ClusterError
+        If the connection is lost, or if a shard ends one worker after the other.
+
+    Warns
+    -----
+    DataWarning
+        For what workers warn of, and for files that only the caller sees.
+    """
+    from distributed import as_completed
+
+    shards, said = _Shards(wanted, plan.chunk_size), set[str]()
+    waiting, handed = as_completed(loop=client.loop), dict[Any, list[Wanted]]()
+    try:
+        parcel = client.submit(_receive, _pack(plan), pure=False)
+        while True:
+            for shard in shards.take(_most_handed_out(client) - len(handed)):
+                future = client.submit(_compute_shard, parcel, shard, pure=False)
+                handed[future] = shard
+                waiting.add(future)
+            if not handed:
+                return
+            future = next(waiting)
+            shard, done = handed.pop(future), _result(future)
+            shards.learn(done.parts)
+            for warning in [*done.warnings, *_unseen(shard, done)]:
+                if warning not in said:
+                    warnings.warn(warning, DataWarning, stacklevel=2)
+                said.add(warning)
+            yield from done.parts
+    finally:
+        with contextlib.suppress(Exception):  # the connection may be what was lost
+            client.cancel(list(handed))
+
+
+def _pack(plan: Plan) -> Parcel:
+    import cloudpickle
+
+    try:
+        jobs = tuple(cloudpickle.dumps(_with_absolute_weights(job)) for job in plan.jobs)
+    # Whatever a user's objects raise.
+    except Exception as error:
+        msg = f"a backbone cannot be sent to the workers: {error}"
+        raise BackboneError(msg) from error
+    names = tuple(job.backbone.name for job in plan.jobs)
+    return Parcel(__version__, jobs, names, [frozenset(known) for known in plan.known], plan.has_space)
+
+
+def _with_absolute_weights(job: Job) -> Job:
+    weights = job.backbone.weights
+    if weights in (None, "imagenet"):
+        return job
+    return replace(job, backbone=replace(job.backbone, weights=os.path.abspath(str(weights))))
+
+
+def _most_handed_out(client: Client) -> int:
+    """The workers' threads are counted again and again, since clusters grow and shrink."""
+    return max(1, _PER_THREAD * sum(client.nthreads().values()))
+
+
+class _Shards:
+    """Images cut into shards: small ones until the size of features is known.
+
+    Paths become absolute, since workers have working folders of their own.
+    """
+
+    def __init__(self, wanted: Iterable[Wanted], chunk_size: int) -> None:
+        self._wanted, self._chunk_size, self._size = iter(wanted), chunk_size, min(CHUNK, SHARD)
+
+    def take(self, count: int) -> Iterator[list[Wanted]]:
+        """Yield up to so many shards."""
+        for _ in range(count):
+            shard = list(itertools.islice(self._wanted, self._size))
+            if not shard:
+                return
+            yield [item._replace(path=os.path.abspath(item.path)) for item in shard]
+
+    def learn(self, parts: Sequence[Computed]) -> None:
+        """Choose the size by the bytes that an image's features take, in whole batches."""
+        outputs = [output for part in parts for output in part.outputs if output]
+        n_bytes = sum(layer.nbytes for output in outputs for layer in output.layers)
+        if n_bytes:
+            n_images = sum(len(part.images) for part in parts)
+            most = max(1, min(max(SHARD, self._chunk_size), SHARD_BYTES * n_images // n_bytes))
+            self._size = most - most % self._chunk_size or most
+
+
+def _result(future: Future) -> Any:
+    """What a task gave, with what happened to the cluster as one sentence."""
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        msg = (
+            f"the same images ended {error.allowed_failures + 1} workers, the last one {error.last_worker.address}, which "
+            "is mostly a lack of memory: see the worker's log, and give each worker more memory or a smaller batch_size; "
+            "what is stored stays, and the same call goes on"
+        )
+        raise ClusterError(msg) from error
+    except CancelledError as error:
+        msg = (
+            "the connection to the cluster was lost, or the work was cancelled there: what is stored stays, and the same "
+            "call goes on with a new client"
+        )
+        raise ClusterError(msg) from error
+
+
+def _unseen(shard: Sequence[Wanted], done: ComputedShard) -> Iterator[str]:
+    """Say that a worker did not find files that are here."""
+    images = (image for part in done.parts for image in part.images)
+    for item, image in zip(shard, images, strict=True):
+        if image.reason and image.stamp is None and os.path.exists(item.path):
+            yield (
+                "workers do not find files that are here: they need the images under the same paths, on a file system "
+                f"that all machines share (first: {item.path!r} on {done.worker})"
+            )
+            return
+
+
+# What follows runs on the workers
+
+
+def _receive(parcel: Parcel) -> Parcel:
+    """Keep a plan on one worker, from which each other one fetches it once; if it is lost, Dask calls this again."""
+    return parcel
+
+
+def _compute_shard(parcel: Parcel, shard: list[Wanted]) -> ComputedShard:
+    """Compute a shard; threads of a worker do so side by side and share the networks."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    backbones, said = _open(parcel, worker.state.nthreads, worker.address)
+    plan = Plan([backbone.job for backbone in backbones], parcel.known, parcel.has_space)
+    parts = [_name_worker(part, worker.address) for part in compute_chunks(plan, shard, backbones, n_threads=1)]
+    return ComputedShard(parts, worker.address, said)
+
+
+def _name_worker(part: Computed, address: str) -> Computed:
+    """Say which worker did not find a file."""
+    lost = [image.stamp is None and image.reason is not None for image in part.images]
+    images = [
+        replace(i, reason=f"{i.reason} on {address}") if no else i for i, no in zip(part.images, lost, strict=True)
+    ]
+    return replace(part, images=images)
+
+
+_lock = threading.Lock()
+
+#: The networks of the latest plan in this process, by their jobs, and what was warned of when they were opened.
+_opened: dict[bytes, tuple[LoadedBackbone, tuple[str, ...]]] = {}
+
+
+def _open(parcel: Parcel, n_threads: int, address: str) -> tuple[list[LoadedBackbone], tuple[str, ...]]:
+    """Return the networks of a plan, each opened once in a process, and what was warned of."""
+    with _lock:
+        for job in set(_opened) - set(parcel.jobs):
+            del _opened[job]
+        for job, name in zip(parcel.jobs, parcel.names, strict=True):
+            if job not in _opened:
+                _opened[job] = _load(job, name, parcel.version, n_threads, address)
+        found = [_opened[job] for job in parcel.jobs]
+    return [backbone for backbone, _ in found], tuple(text for _, said in found for text in said)
+
+
+def _load(job: bytes, name: str, version: str, n_threads: int, address: str) -> tuple[LoadedBackbone, tuple[str, ...]]:
+    if version != __version__:
+        msg = f"worker {address} has deepfeat {__version__} and the caller {version}: install one version everywhere"
+        raise ClusterError(msg)
+    if "tensorflow" not in sys.modules:  # which reads this once
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(n_threads))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        backbone = LoadedBackbone(_unpickle(job, name, address), n_threads=n_threads)
+        _check_keys(backbone, address)
+        _ = backbone.opened
+    for other in caught:
+        if not issubclass(other.category, DataWarning):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return backbone, tuple(str(w.message) for w in caught if issubclass(w.category, DataWarning))
+
+
+def _unpickle(job: bytes, name: str, address: str) -> Job:
+    import cloudpickle
+
+    try:
+        loaded: Job = cloudpickle.loads(job)
+    # Loading runs the import of a user's modules.
+    except Exception as error:
+        msg = (
+            f"worker {address} cannot load {name}: {error}. Install the module that it comes from on the workers, or "
+            "send it along with cloudpickle.register_pickle_by_value(module)"
+        )
+        raise BackboneError(msg) from error
+    return loaded
+
+
+def _check_keys(backbone: LoadedBackbone, address: str) -> None:
+    """Refuse a network with other weights, or other ways to its features, than the caller's."""
+    job = backbone.job
+    digest = job.backbone.weights_digest() or model_digest(backbone.build())
+    if replace(job, weights_digest=digest).keys != job.keys:
+        msg = (
+            f"worker {address} would compute other features of {job.backbone.name}: its weights are {digest[:23]}…, here "
+            f"they are {job.weights_digest[:23]}…. Give it the same file, and a seed to code that draws weights"
+        )
+        raise BackboneError(msg)
