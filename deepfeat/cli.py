@@ -80,19 +80,30 @@ def extract(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     backbones = [_backbone(text, arguments) for text in arguments.backbone]
-    store = deepfeat.extract(
-        _read_table(arguments),
-        backbones,
-        arguments.cache,
-        batch_size=arguments.batch_size,
-        runtime=arguments.runtime,
-        precision=arguments.precision,
-        views=arguments.view,
-        dtype=arguments.dtype,
-        on_error=arguments.on_error,
-        progress=not arguments.quiet,
-    )
+    with _client(arguments.scheduler) as client:
+        store = deepfeat.extract(
+            _read_table(arguments),
+            backbones,
+            arguments.cache,
+            batch_size=arguments.batch_size,
+            runtime=arguments.runtime,
+            precision=arguments.precision,
+            views=arguments.view,
+            dtype=arguments.dtype,
+            on_error=arguments.on_error,
+            client=client,
+            progress=not arguments.quiet,
+        )
     _print_store(store, arguments.json)
+
+
+def _client(scheduler: str | None) -> Any:
+    """Connect to a Dask scheduler, where one is named."""
+    if scheduler is None:
+        return contextlib.nullcontext()
+    from deepfeat.distributed import connect
+
+    return connect(scheduler)
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -548,6 +559,9 @@ def _add_extract(commands: Any) -> None:
     )
     command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored features")
     command.add_argument("--on-error", default="record", choices=("record", "raise"))
+    command.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers compute, such as tcp://10.0.0.1:8786"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.add_argument("--json", action="store_true")
 

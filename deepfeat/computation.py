@@ -104,14 +104,14 @@ class Plan(NamedTuple):
     Attributes
     ----------
     jobs : list of Job
-    known : list of collection of bytes
+    known : sequence of collection of bytes
         For each job the digests of contents whose features are in other rows.
     has_space : list of bool
         For each job whether its blocks have space for every image; new space needs the network, for its shapes.
     """
 
     jobs: list[Job]
-    known: list[Collection[bytes]]
+    known: Sequence[Collection[bytes]]
     has_space: list[bool]
 
     @property

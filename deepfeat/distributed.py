@@ -1,9 +1,9 @@
 """Images become features on the workers of a Dask cluster.
 
-Images are handed out in shards. A worker keeps the networks of the latest call, and computes a shard as a single machine
-would; what it made stays there until the caller takes it, one shard at a time, and stores it. No more shards are handed
-out than keep the workers busy, so that neither the caller's memory nor the workers' grows with the number of images. When a
-worker dies, Dask gives its shards to others.
+Images are handed out in shards. A worker keeps the networks of the latest call, and computes a shard as a single
+machine would; what it made stays there until the caller takes it, one shard at a time, and stores it. No more shards
+are handed out than keep the workers busy, so that neither the caller's memory nor the workers' grows with the number of
+images. When a worker dies, Dask gives its shards to others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deepfeat.errors import BackboneError, ClusterError, DataWarning, UsageError
 from deepfeat.runtimes.selection import PRECISIONS, RUNTIMES, resolve
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +101,9 @@ def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str
     _check(client)
     if runtime in RUNTIMES and precision in PRECISIONS and not client.nthreads():
         logger.warning("the cluster has no workers yet: waiting for the first")
-    future = client.submit(resolve, runtime, precision, pure=False)
     try:
-        return _result(future)
+        with _clear_failures(client):
+            return client.submit(resolve, runtime, precision, pure=False).result()
     except ImportError as error:
         msg = f"the workers cannot import deepfeat ({error}): install deepfeat {__version__} there"
         raise ClusterError(msg) from error
@@ -142,25 +142,27 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
     shards, said = _Shards(wanted, plan.chunk_size), set[str]()
     waiting, handed = as_completed(loop=client.loop), dict[Any, list[Wanted]]()
     try:
-        parcel = client.submit(_receive, _pack(plan), pure=False)
-        while True:
-            for shard in shards.take(_most_handed_out(client) - len(handed)):
-                future = client.submit(_compute_shard, parcel, shard, pure=False)
-                handed[future] = shard
-                waiting.add(future)
-            if not handed:
-                return
-            future = next(waiting)
-            shard, done = handed.pop(future), _result(future)
-            shards.learn(done.parts)
-            for warning in [*done.warnings, *_unseen(shard, done)]:
-                if warning not in said:
+        with _clear_failures(client):
+            parcel = client.submit(_receive, _pack(plan), pure=False)
+            while True:
+                for shard in shards.take(_most_handed_out(client) - len(handed)):
+                    future = client.submit(_compute_shard, parcel, shard, pure=False)
+                    handed[future] = shard
+                    waiting.add(future)
+                if not handed:
+                    return
+                future = next(waiting)
+                shard, done = handed.pop(future), future.result()
+                del future  # the worker need not keep it any more
+                shards.learn(done.parts)
+                for warning in {*done.warnings, *_unseen(shard, done)} - said:
                     warnings.warn(warning, DataWarning, stacklevel=2)
-                said.add(warning)
-            yield from done.parts
+                    said.add(warning)
+                yield from done.parts
     finally:
-        with contextlib.suppress(Exception):  # the connection may be what was lost
-            client.cancel(list(handed))
+        if handed:
+            with contextlib.suppress(Exception):  # the connection may be what was lost
+                client.cancel(list(handed))
 
 
 def _pack(plan: Plan) -> Parcel:
@@ -215,23 +217,27 @@ class _Shards:
             self._size = most - most % self._chunk_size or most
 
 
-def _result(future: Future) -> Any:
-    """What a task gave, with what happened to the cluster as one sentence."""
+@contextlib.contextmanager
+def _clear_failures(client: Client) -> Iterator[None]:
+    """Say in one sentence what happened to the cluster."""
     from distributed import CancelledError, KilledWorker
 
     try:
-        return future.result()
+        yield
     except KilledWorker as error:
         msg = (
-            f"the same images ended {error.allowed_failures + 1} workers, the last one {error.last_worker.address}, which "
-            "is mostly a lack of memory: see the worker's log, and give each worker more memory or a smaller batch_size; "
-            "what is stored stays, and the same call goes on"
+            f"the same images ended {error.allowed_failures + 1} workers, the last one {error.last_worker.address}, "
+            "which is mostly a lack of memory: see that worker's log, and give each worker more memory or a smaller "
+            "batch_size; what is stored stays, and the same call goes on"
         )
         raise ClusterError(msg) from error
-    except CancelledError as error:
+    except (CancelledError, AttributeError, OSError, RuntimeError) as error:
+        # A client that lost its scheduler raises whatever it stumbles over.
+        if client.status == "running" and not isinstance(error, CancelledError):
+            raise
         msg = (
-            "the connection to the cluster was lost, or the work was cancelled there: what is stored stays, and the same "
-            "call goes on with a new client"
+            "the connection to the cluster was lost, or the work was cancelled there: what is stored stays, and the "
+            "same call goes on with a new client"
         )
         raise ClusterError(msg) from error
 
@@ -243,7 +249,7 @@ def _unseen(shard: Sequence[Wanted], done: ComputedShard) -> Iterator[str]:
         if image.reason and image.stamp is None and os.path.exists(item.path):
             yield (
                 "workers do not find files that are here: they need the images under the same paths, on a file system "
-                f"that all machines share (first: {item.path!r} on {done.worker})"
+                f"that all machines share (such as {item.path!r} on {done.worker})"
             )
             return
 
@@ -332,7 +338,7 @@ def _check_keys(backbone: LoadedBackbone, address: str) -> None:
     digest = job.backbone.weights_digest() or model_digest(backbone.build())
     if replace(job, weights_digest=digest).keys != job.keys:
         msg = (
-            f"worker {address} would compute other features of {job.backbone.name}: its weights are {digest[:23]}…, here "
-            f"they are {job.weights_digest[:23]}…. Give it the same file, and a seed to code that draws weights"
+            f"worker {address} would compute other features of {job.backbone.name}: its weights are {digest[:23]}…, "
+            f"here they are {job.weights_digest[:23]}…; give it the same file, and code that draws weights a seed"
         )
         raise BackboneError(msg)

@@ -78,6 +78,7 @@ def load_backbone(
     if file.suffix not in (".keras", ".onnx") or not file.is_file():
         msg = f"{os.fspath(path)!r} is not a .keras or .onnx file: save the model with model.save('name.keras')"
         raise UsageError(msg)
+    file = file.absolute()  # other processes have other working folders
     manifest = read_manifest(file) if file.suffix == ".keras" else None
     if manifest is not None:
         preprocess, input_size = manifest.preprocessing, input_size or manifest.input_size

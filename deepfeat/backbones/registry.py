@@ -248,7 +248,7 @@ def register_backbone(
     if name in _REGISTRY:
         msg = f"the name {name!r} is taken: features are stored under it, so choose another"
         raise UsageError(msg)
-    file = None if weights is None else Path(weights)
+    file = None if weights is None else Path(weights).absolute()
     if file is not None and not file.is_file():
         msg = f"weights {str(file)!r} is not a file"
         raise UsageError(msg)
