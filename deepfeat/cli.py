@@ -101,7 +101,7 @@ def _client(scheduler: str | None) -> Any:
     """Connect to a Dask scheduler, where one is named."""
     if scheduler is None:
         return contextlib.nullcontext()
-    from deepfeat.distributed import connect
+    from deepfeat.cluster import connect
 
     return connect(scheduler)
 

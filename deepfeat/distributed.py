@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepfeat import __version__
 from deepfeat.backbones.network import model_digest
+from deepfeat.cluster import check_client, clear_failures
 from deepfeat.computation import CHUNK, Computed, Job, LoadedBackbone, Plan, Wanted, compute_chunks
-from deepfeat.errors import BackboneError, ClusterError, DataWarning, UsageError
+from deepfeat.errors import BackboneError, ClusterError, DataWarning
 from deepfeat.runtimes.selection import PRECISIONS, RUNTIMES, resolve
 
 if TYPE_CHECKING:
@@ -67,27 +68,6 @@ class ComputedShard(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def connect(address: str) -> Client:
-    """Connect to the scheduler of a cluster.
-
-    Raises
-    ------
-    UsageError
-        If the package distributed is not installed.
-    ClusterError
-        If no scheduler answers.
-    """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UsageError("a cluster needs the package distributed: run `pip install 'deepfeat[dask]'`") from error
-    try:
-        return Client(address)
-    except (OSError, ValueError) as error:
-        msg = f"no Dask scheduler answers at {address!r}: {error}"
-        raise ClusterError(msg) from error
-
-
 def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str, str]:
     """Decide what "auto" means on the first worker that answers; see `deepfeat.runtimes.selection.resolve`.
 
@@ -98,7 +78,7 @@ def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str
     ClusterError
         If the workers do not have deepfeat, or are lost.
     """
-    _check(client)
+    check_client(client)
     if runtime in RUNTIMES and precision in PRECISIONS and not client.nthreads():
         logger.warning("the cluster has no workers yet: waiting for the first")
     try:
@@ -107,12 +87,6 @@ def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str
     except ImportError as error:
         msg = f"the workers cannot import deepfeat ({error}): install deepfeat {__version__} there"
         raise ClusterError(msg) from error
-
-
-def _check(client: Any) -> None:
-    if not (hasattr(client, "submit") and hasattr(client, "nthreads")) or getattr(client, "asynchronous", False):
-        msg = f"client is {client!r}: pass a distributed.Client that is not asynchronous"
-        raise UsageError(msg)
 
 
 def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Generator[Computed]:
@@ -217,29 +191,8 @@ class _Shards:
             self._size = most - most % self._chunk_size or most
 
 
-@contextlib.contextmanager
-def _clear_failures(client: Client) -> Iterator[None]:
-    """Say in one sentence what happened to the cluster."""
-    from distributed import CancelledError, KilledWorker
-
-    try:
-        yield
-    except KilledWorker as error:
-        msg = (
-            f"the same images ended {error.allowed_failures + 1} workers, the last one {error.last_worker.address}, "
-            "which is mostly a lack of memory: see that worker's log, and give each worker more memory or a smaller "
-            "batch_size; what is stored stays, and the same call goes on"
-        )
-        raise ClusterError(msg) from error
-    except (CancelledError, AttributeError, OSError, RuntimeError) as error:
-        # A client that lost its scheduler raises whatever it stumbles over.
-        if client.status == "running" and not isinstance(error, CancelledError):
-            raise
-        msg = (
-            "the connection to the cluster was lost, or the work was cancelled there: what is stored stays, and the "
-            "same call goes on with a new client"
-        )
-        raise ClusterError(msg) from error
+def _clear_failures(client: Client) -> contextlib.AbstractContextManager[None]:
+    return clear_failures(client, "shard of images", "what is stored stays, and the same call goes on")
 
 
 def _unseen(shard: Sequence[Wanted], done: ComputedShard) -> Iterator[str]:

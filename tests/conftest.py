@@ -94,3 +94,21 @@ def build_store(make_records):
 @pytest.fixture
 def random_features():
     return lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def cluster(conversions):
+    """Two workers in processes of their own, which find converted networks where the tests keep them."""
+    reason = "NO CLUSTER TESTS: the package distributed is missing"
+    dask_distributed = pytest.importorskip("distributed", reason=reason)
+    options = {"dashboard_address": None, "worker_dashboard_address": None, "memory_limit": 0}
+    with dask_distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def client(cluster):
+    import distributed
+
+    with distributed.Client(cluster) as client:
+        yield client

@@ -22,6 +22,7 @@ STAGE_1 = (
     "deepfeat.prediction",
 )
 STAGE_2 = (
+    "deepfeat.cluster",
     "deepfeat.store",
     "deepfeat.fusion",
     "deepfeat.splits",

@@ -16,24 +16,13 @@ from small_network import small_cnn
 import deepfeat
 from deepfeat import cli, computation, distributed, extraction
 from deepfeat.backbones.network import PREPROCESSINGS, Network
+from deepfeat.cluster import connect
 from deepfeat.distributed import compute_shards
 from deepfeat.errors import BackboneError, ClusterError, DataWarning, ImageError, UsageError
 
 dask_distributed = pytest.importorskip("distributed", reason="NO CLUSTER TESTS: the package distributed is missing")
 
-
-@pytest.fixture(scope="module")
-def cluster(conversions):
-    """Two workers in processes of their own, which find converted networks where the tests keep them."""
-    options = {"dashboard_address": None, "worker_dashboard_address": None, "memory_limit": 0}
-    with dask_distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def client(cluster):
-    with dask_distributed.Client(cluster) as client:
-        yield client
+long = pytest.mark.skipif("DEEPFEAT_CLUSTER" not in os.environ, reason="workers start anew: make test-cluster")
 
 
 @pytest.fixture
@@ -179,9 +168,10 @@ def backbone_with(code):
     return deepfeat.Backbone("Mine", weights=None, network=network)
 
 
+@long
 def test_images_that_end_every_worker_are_one_sentence(folder, tmp_path, cluster, client, monkeypatch):
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
-    with pytest.raises(ClusterError, match=r"ended 1 workers, the last one tcp://.*what is stored stays"):
+    with pytest.raises(ClusterError, match=r"images ended 1 worker\(s\), the last one tcp://.*what is stored stays"):
         extract(folder, tmp_path / "features.h5", backbone_with(LoadedBy(os._exit, 1)), client=client)
     client.wait_for_workers(2)
 
@@ -310,4 +300,4 @@ def test_command_line_takes_a_scheduler(folder, tmp_path, cluster, capsys, monke
 def test_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UsageError, match=r"pip install 'deepfeat\[dask\]'"):
-        distributed.connect("tcp://127.0.0.1:8786")
+        connect("tcp://127.0.0.1:8786")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from deepfeat.ledger import record_fit
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
 from deepfeat.svm.calibration import METHODS
+from deepfeat.svm.crew import Crew, joblib_client
 from deepfeat.svm.guard import describe_seen, refuse_seen
 from deepfeat.svm.procedure import Learned, Outcome, Procedure
 from deepfeat.svm.record import describe_fit
@@ -58,6 +61,7 @@ def fit_svm(
     n_jobs: int | None = None,
     seed: int = 0,
     ledger: bool | str | os.PathLike[str] = True,
+    client: Any = None,
 ) -> SVMResult:
     """Choose, fit and score a support vector machine on cached features.
 
@@ -138,6 +142,9 @@ def fit_svm(
     ledger : bool or path
         Where the fit is recorded, see `deepfeat.open_ledger`: beside the store, not at all, or in this folder. Plain
         arrays are recorded only where a folder is given.
+    client : distributed.Client, optional
+        The workers of its cluster take folds and candidates, one to a thread; see docs/scaling.md. If None, that of
+        ``joblib.parallel_config("dask")`` where it is set.
 
     Returns
     -------
@@ -154,6 +161,8 @@ def fit_svm(
         different embedding spaces.
     StoreError
         If a store cannot be read or lacks a block.
+    ClusterError
+        If the connection to the cluster is lost, or a fold ends one worker after the other.
 
     Notes
     -----
@@ -175,7 +184,8 @@ def fit_svm(
     >>> bool(result.metrics.value["accuracy"] > 0.9)
     True
     """
-    started, settings = time.perf_counter(), {name: value for name, value in locals().items() if name != "features"}
+    settings = {name: value for name, value in locals().items() if name not in ("features", "client")}
+    started = time.perf_counter()
     _check_choices(
         fusion=(fusion, FUSIONS),
         views=(views, VIEW_RULES),
@@ -200,6 +210,7 @@ def fit_svm(
     refuse_seen(samples, held_out if len(held_out) else train[np.unique(np.concatenate([rows for _, rows in folds]))])
     weights = _by_target(class_weight, classes, positive)
     check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
+    client = joblib_client() if client is None else client
     procedure = Procedure(
         svm=svm,
         kernel=kernel,
@@ -215,6 +226,7 @@ def fit_svm(
         n_jobs=n_jobs,
         calibrate="sigmoid" if calibrate is True else calibrate or None,
         threshold=wish,
+        crew=None if client is None else Crew(client, samples),
     )
     learned = procedure.learn(samples, train, folds)
     outcome, estimate = learned.out_of_fold, None
@@ -269,15 +281,26 @@ def _repeat_in_folds(
     chances = None if procedure.calibrate is None else decision.copy()
     fold = np.full(len(train), -1, object)
     choices = []
-    for number, (inner, outer) in enumerate(folds):
-        rows = train[inner]
-        learned = procedure.learn(samples, rows, make_folds(samples.target[rows], samples.sets[rows], cv, seed))
-        found = learned.predict(train[outer], number)
-        predicted[outer], decision[outer], fold[outer] = found.predicted, found.decision, number
+    items = [(train[inner], train[outer], number) for number, (inner, outer) in enumerate(folds)]
+    if procedure.crew is None:
+        parts = [_learn_and_predict(procedure, cv, seed, samples, *item) for item in items]
+    else:
+        alone = replace(procedure, crew=None, n_jobs=1)
+        parts = procedure.crew.call(partial(_learn_and_predict, alone, cv, seed), items)
+    for (found, choice), (_, outer) in zip(parts, folds, strict=True):
+        predicted[outer], decision[outer], fold[outer] = found.predicted, found.decision, found.fold
         if chances is not None:
             chances[outer] = found.probabilities
-        choices.append(_describe_choice(learned))
+        choices.append(choice)
     return Outcome(predicted, decision, chances, fold), pd.DataFrame(choices).rename_axis("fold")
+
+
+def _learn_and_predict(
+    procedure: Procedure, cv: Any, seed: int, samples: Samples, rows: np.ndarray, others: np.ndarray, number: int
+) -> tuple[Outcome, dict[str, Any]]:
+    """Learn on some rows and predict others: what they say, and what was chosen."""
+    learned = procedure.learn(samples, rows, make_folds(samples.target[rows], samples.sets[rows], cv, seed))
+    return learned.predict(others, number), _describe_choice(learned)
 
 
 def _describe_choice(learned: Learned) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from joblib import parallel_config
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC, LinearSVC
 
@@ -16,6 +19,7 @@ from deepfeat.evaluation import class_scores
 from deepfeat.operating_points import Wish, choose_threshold
 from deepfeat.splits import Fold
 from deepfeat.svm.calibration import cross_calibrate, fit_calibrator, probabilities
+from deepfeat.svm.crew import Crew
 from deepfeat.svm.resources import Resources, Size, count_threads, take_products
 from deepfeat.svm.samples import Samples
 from deepfeat.svm.search import Search, exact_search, grid_search, make_grid, make_pipeline
@@ -92,6 +96,7 @@ class Procedure:
     n_jobs: int | None
     calibrate: str | None
     threshold: Wish | float | None
+    crew: Crew | None = None
 
     def learn(self, samples: Samples, rows: np.ndarray, folds: Sequence[Fold]) -> Learned:
         """Choose and fit on some rows.
@@ -108,7 +113,7 @@ class Procedure:
         n_threads = self._count_threads(samples, len(rows), len(folds))
 
         def search(chosen: Samples, X: np.ndarray) -> Search:
-            return self._search(chosen, X, y, folds, n_threads)
+            return self._search(chosen, X, y, folds, self._resources(chosen, rows, n_threads))
 
         tried = None
         if is_choice(self.backbones):
@@ -130,13 +135,16 @@ class Procedure:
         threshold = self._choose(y[tested], decision[tested, 1])
         return Learned(samples, found, tried, calibrator, threshold, outcome)
 
-    def _search(self, samples: Samples, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold], n_threads: int) -> Search:
-        widths = list(samples.blocks.values())
-        grid = make_grid(self.kernel, self.param_grid, self.class_weight, sum(widths))
-        pipeline = make_pipeline(self.svm, self.fusion, widths, len(samples.views), self.views)
+    def _resources(self, samples: Samples, rows: np.ndarray, n_threads: int) -> Resources:
+        elsewhere = None if self.crew is None else partial(self.crew.score, list(samples.blocks), rows)
+        return Resources(take_products(self.max_memory), list(samples.blocks.values()), n_threads, elsewhere)
+
+    def _search(self, samples: Samples, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold], use: Resources) -> Search:
+        grid = make_grid(self.kernel, self.param_grid, self.class_weight, sum(use.widths))
+        pipeline = make_pipeline(self.svm, self.fusion, use.widths, len(samples.views), self.views)
         if self.engine == "sklearn":
-            return grid_search(pipeline, grid, X, y, folds, self.scoring, self.n_jobs)
-        use = Resources(take_products(self.max_memory), widths, n_threads)
+            with contextlib.nullcontext() if self.crew is None else parallel_config("dask", client=self.crew.client):
+                return grid_search(pipeline, grid, X, y, folds, self.scoring, self.n_jobs)
         extend = isinstance(self.param_grid, str)
         return exact_search(pipeline, grid, X, y, folds, self.scoring, use, extend=extend, refit=self.refit)
 

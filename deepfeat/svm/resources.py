@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.svm import SVC, LinearSVC
@@ -31,11 +31,15 @@ class Resources:
         Columns of each feature block.
     n_jobs : int
         Threads.
+    elsewhere : callable, optional
+        Calls a function of features, labels, training rows, test rows, candidates and resources on the workers of a
+        cluster, for each of some (train, test, candidates), and returns what they gave.
     """
 
     products: Products
     widths: Sequence[int]
     n_jobs: int
+    elsewhere: Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], list[Any]] | None = None
 
 
 _PRODUCTS = Products(0)

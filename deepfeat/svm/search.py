@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -242,14 +243,23 @@ def exact_search(
     return Search(fitted, best, scores.table(grid), scores.out_of_fold())
 
 
+class _Scored(NamedTuple):
+    """Candidates on one fold: scores, gaps, whether they converged, and predictions with decision values."""
+
+    scores: np.ndarray
+    gaps: np.ndarray
+    converged: np.ndarray
+    outcomes: list[tuple[np.ndarray, np.ndarray]]
+
+
 class _Scores:
     """Scores of candidates on folds, to which more candidates can be added."""
 
     def __init__(self, pipeline: Pipeline, X: Any, y: Any, folds: Sequence[Fold], scoring: Any, use: Resources) -> None:
-        self._pipeline, self._X, self._y, self._folds = pipeline, X, y, folds
-        self._scorer, self._use = check_scoring(pipeline, scoring), use
+        self._X, self._y, self._folds = X, y, folds
+        self._use = use
         # A scorer that has a name asks for predictions and decisions alone; another may look at the estimator.
-        self._decided = isinstance(scoring, str)
+        self._score = partial(_score_fold, pipeline, check_scoring(pipeline, scoring), isinstance(scoring, str))
         self.candidates: list[dict[str, Any]] = []
         self._scores = np.empty((0, len(folds)))
         self._gaps, self._converged = np.empty((0, len(folds))), np.empty((0, len(folds)), bool)
@@ -262,30 +272,29 @@ class _Scores:
 
     def add(self, candidates: list[dict[str, Any]]) -> None:
         """Score more candidates on every fold."""
-        # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
-        binary = len(np.unique(self._y)) == 2
-        use = replace(self._use, n_jobs=1) if binary else self._use
-        folds = (partial(self._score_fold, train, test, candidates, use) for train, test in self._folds)
-        columns = in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
-        scores, gaps, converged, outcomes = zip(*columns, strict=True)
+        folds = self._score_elsewhere(candidates) if self._use.elsewhere else self._score_here(candidates)
+        scores, gaps, converged, outcomes = zip(*folds, strict=True)
         self.candidates += candidates
         self._scores = np.vstack([self._scores, np.column_stack(scores)])
         self._gaps = np.vstack([self._gaps, np.column_stack(gaps)])
         self._converged = np.vstack([self._converged, np.column_stack(converged)])
         self._outcomes += [list(cell) for cell in zip(*outcomes, strict=True)]
 
-    def _score_fold(
-        self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]], use: Resources
-    ) -> tuple[list[float], np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-        X, y = self._X[test], self._y[test]
-        path = fit_path(self._pipeline, self._X[train], self._y[train], candidates, use)
-        classes = np.unique(self._y[train])
-        outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(X)]
-        scores = []
-        for index, (predicted, decision) in enumerate(outcomes):
-            estimator = _Decided(classes, decision, predicted) if self._decided else path.estimator(index)
-            scores.append(float(self._scorer(estimator, X, y)))
-        return scores, path.gaps, path.converged, outcomes
+    def _score_here(self, candidates: list[dict[str, Any]]) -> list[_Scored]:
+        # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
+        binary = len(np.unique(self._y)) == 2
+        use = replace(self._use, n_jobs=1) if binary else self._use
+        folds = (partial(self._score, self._X, self._y, *fold, candidates, use) for fold in self._folds)
+        return in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
+
+    def _score_elsewhere(self, candidates: list[dict[str, Any]]) -> list[_Scored]:
+        """Have each fold and each block of candidates scored by itself, and put the blocks together again."""
+        assert self._use.elsewhere is not None
+        blocks = _independent(candidates)
+        cells = [(*fold, [candidates[i] for i in block]) for fold in self._folds for block in blocks]
+        found = iter(self._use.elsewhere(self._score, cells))
+        order = np.argsort(np.concatenate(blocks))
+        return [_join(list(itertools.islice(found, len(blocks))), order) for _ in self._folds]
 
     def table(self, grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
         """Return one row per candidate, see `Search`."""
@@ -303,6 +312,44 @@ class _Scores:
         """Return predictions, decision values and folds at the best candidate, see `Search`."""
         parts = [(predicted, class_scores(decision)) for predicted, decision in self._outcomes[self.best]]
         return _pool(self._y, self._folds, parts)
+
+
+def _score_fold(
+    pipeline: Pipeline,
+    scorer: Any,
+    is_decided: bool,
+    X: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    candidates: Sequence[dict[str, Any]],
+    use: Resources,
+) -> _Scored:
+    """Fit all candidates on the training rows, and score them on the test rows."""
+    path = fit_path(pipeline, X[train], y[train], candidates, use)
+    classes = np.unique(y[train])
+    outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(X[test])]
+    scores = []
+    for index, (predicted, decision) in enumerate(outcomes):
+        estimator = _Decided(classes, decision, predicted) if is_decided else path.estimator(index)
+        scores.append(float(scorer(estimator, X[test], y[test])))
+    return _Scored(np.array(scores), path.gaps, path.converged, outcomes)
+
+
+def _independent(candidates: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Numbers of the candidates in blocks that share nothing: a path of C is followed as a whole."""
+    blocks: dict[str, list[int]] = {}
+    for number, candidate in enumerate(candidates):
+        others = repr(sorted((name, value) for name, value in candidate.items() if name != "C"))
+        blocks.setdefault(others, []).append(number)
+    return list(blocks.values())
+
+
+def _join(blocks: Sequence[_Scored], order: np.ndarray) -> _Scored:
+    """Put the candidates of several blocks into one order."""
+    scores, gaps, converged = (np.concatenate(parts)[order] for parts in list(zip(*blocks, strict=True))[:3])
+    outcomes = [outcome for block in blocks for outcome in block.outcomes]
+    return _Scored(scores, gaps, converged, [outcomes[i] for i in order])
 
 
 #: How far a grid is widened.
