@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepfeat import __version__
@@ -58,6 +58,13 @@ class Parcel(NamedTuple):
     names: tuple[str, ...]
     known: list[frozenset[bytes]]
     has_space: list[bool]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images for one task; an object of its own, since Dask would look for tasks in every item of a list."""
+
+    items: list[Wanted]
 
 
 class ComputedShard(NamedTuple):
@@ -114,7 +121,7 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
     from distributed import as_completed
 
     shards, said = _Shards(wanted, plan.chunk_size), set[str]()
-    waiting, handed = as_completed(loop=client.loop), dict[Any, list[Wanted]]()
+    waiting, handed = as_completed(loop=client.loop), dict[Any, Shard]()
     try:
         with _clear_failures(client):
             parcel = client.submit(_receive, _pack(plan), pure=False)
@@ -173,13 +180,14 @@ class _Shards:
     def __init__(self, wanted: Iterable[Wanted], chunk_size: int) -> None:
         self._wanted, self._chunk_size, self._size = iter(wanted), chunk_size, min(CHUNK, SHARD)
 
-    def take(self, count: int) -> Iterator[list[Wanted]]:
+    def take(self, count: int) -> Iterator[Shard]:
         """Yield up to so many shards."""
         for _ in range(count):
-            shard = list(itertools.islice(self._wanted, self._size))
-            if not shard:
+            items = itertools.islice(self._wanted, self._size)
+            shard = Shard([item._replace(path=os.path.abspath(item.path)) for item in items])
+            if not shard.items:
                 return
-            yield [item._replace(path=os.path.abspath(item.path)) for item in shard]
+            yield shard
 
     def learn(self, parts: Sequence[Computed]) -> None:
         """Choose the size by the bytes that an image's features take, in whole batches."""
@@ -195,10 +203,10 @@ def _clear_failures(client: Client) -> contextlib.AbstractContextManager[None]:
     return clear_failures(client, "shard of images", "what is stored stays, and the same call goes on")
 
 
-def _unseen(shard: Sequence[Wanted], done: ComputedShard) -> Iterator[str]:
+def _unseen(shard: Shard, done: ComputedShard) -> Iterator[str]:
     """Say that a worker did not find files that are here."""
     images = (image for part in done.parts for image in part.images)
-    for item, image in zip(shard, images, strict=True):
+    for item, image in zip(shard.items, images, strict=True):
         if image.reason and image.stamp is None and os.path.exists(item.path):
             yield (
                 "workers do not find files that are here: they need the images under the same paths, on a file system "
@@ -215,14 +223,14 @@ def _receive(parcel: Parcel) -> Parcel:
     return parcel
 
 
-def _compute_shard(parcel: Parcel, shard: list[Wanted]) -> ComputedShard:
+def _compute_shard(parcel: Parcel, shard: Shard) -> ComputedShard:
     """Compute a shard; threads of a worker do so side by side and share the networks."""
     from distributed import get_worker
 
     worker = get_worker()
     backbones, said = _open(parcel, worker.state.nthreads, worker.address)
     plan = Plan([backbone.job for backbone in backbones], parcel.known, parcel.has_space)
-    parts = [_name_worker(part, worker.address) for part in compute_chunks(plan, shard, backbones, n_threads=1)]
+    parts = [_name_worker(part, worker.address) for part in compute_chunks(plan, shard.items, backbones, n_threads=1)]
     return ComputedShard(parts, worker.address, said)
 
 

@@ -101,7 +101,7 @@ def cluster(conversions):
     """Two workers in processes of their own, which find converted networks where the tests keep them."""
     reason = "NO CLUSTER TESTS: the package distributed is missing"
     dask_distributed = pytest.importorskip("distributed", reason=reason)
-    options = {"dashboard_address": None, "worker_dashboard_address": None, "memory_limit": 0}
+    options = {"dashboard_address": ":0", "memory_limit": 0}
     with dask_distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
         yield cluster
 

@@ -213,7 +213,7 @@ def test_options_are_checked_by_the_workers(folder, tmp_path, client):
 def test_lost_scheduler_leaves_a_resumable_store(folder, tmp_path, small_shards, monkeypatch):
     cache, store = tmp_path / "features.h5", extraction._Run.store
     here = extract(folder, tmp_path / "here.h5")
-    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "processes": False, "dashboard_address": ":0"}
     with dask_distributed.LocalCluster(**options) as short, dask_distributed.Client(short) as client:
 
         def close_after(self, *given):
@@ -276,11 +276,11 @@ def test_killed_caller_leaves_a_resumable_store(large, tmp_path, cluster, client
 def test_shards_shrink_where_features_are_large(monkeypatch):
     monkeypatch.setattr(distributed, "SHARD_BYTES", 1000)
     shards = distributed._Shards([computation.Wanted(row, "a", {}) for row in range(1000)], 4)
-    assert [len(shard) for shard in shards.take(2)] == [32, 32]
+    assert [len(shard.items) for shard in shards.take(2)] == [32, 32]
     for n_bytes, expected in [(100, 8), (1, 256), (400, 2), (5000, 1)]:
         output = computation.Output([0], [np.zeros((1, n_bytes), np.uint8)])
         shards.learn([computation.Computed([None], [output, None], [None, None])])
-        assert len(next(shards.take(1))) == expected
+        assert len(next(shards.take(1)).items) == expected
 
 
 def test_nothing_wanted_needs_no_worker(client):

@@ -1,0 +1,176 @@
+"""Extraction on one machine's cores by Dask, what the caller of a cluster can take, and what a fit gains.
+
+    python benchmarks/scaling.py cores PHOTOS --images 2000
+    python benchmarks/scaling.py caller --images 200000
+    python benchmarks/scaling.py fit features.h5
+
+`cores` extracts with the network alone and with clusters of one and two workers, which have opened it before. `caller`
+has workers give features without computing any, so that only the caller and the way to it limit the rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from distributed import Client, LocalCluster
+
+import deepfeat
+from deepfeat import computation, distributed
+from deepfeat.images import FileStamp, LoadedImage
+
+#: Processes and threads of each; the first is the ratio's base.
+CLUSTERS = {"1 worker, 1 thread": (1, 1), "1 worker, 2 threads": (1, 2), "2 workers, 1 thread each": (2, 1)}
+DIM = 1280
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    cores = commands.add_parser("cores")
+    cores.add_argument("photos", type=Path)
+    cores.add_argument("--images", type=int, default=2000)
+    cores.add_argument("--rounds", type=int, default=3)
+    cores.add_argument("--network", default="EfficientNetLite0")
+    cores.set_defaults(run=measure_cores)
+    caller = commands.add_parser("caller")
+    caller.add_argument("--images", type=int, nargs="+", default=[50_000, 200_000])
+    caller.set_defaults(run=measure_caller)
+    fit = commands.add_parser("fit")
+    fit.add_argument("cache", type=Path)
+    fit.add_argument("--rounds", type=int, default=3)
+    fit.set_defaults(run=measure_fit)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n")
+    arguments.run(arguments)
+
+
+def make_cluster(n_workers: int, n_threads: int) -> LocalCluster:
+    return LocalCluster(n_workers=n_workers, threads_per_worker=n_threads, dashboard_address=":0", memory_limit=0)
+
+
+def measure_cores(arguments: argparse.Namespace) -> None:
+    photos = sorted(path for path in arguments.photos.rglob("*") if path.is_file())[: arguments.images]
+    extract = functools.partial(deepfeat.extract, backbones=arguments.network, progress=False)
+    rates: dict[str, list[float]] = {}
+    starts: dict[str, float] = {}
+    used: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        extract(photos[:32], cache=folder / "warm.h5")
+        here = extract(photos, cache=folder / "here.h5")
+        for number in range(arguments.rounds):
+            cache = folder / f"{number}.h5"
+            rates.setdefault("without Dask", []).append(len(photos) / seconds(lambda c=cache: extract(photos, cache=c)))
+            for name, (n_workers, n_threads) in CLUSTERS.items():
+                started = time.perf_counter()
+                with make_cluster(n_workers, n_threads) as cluster, Client(cluster) as client:
+                    extract(photos[: 64 * n_workers], cache=folder / f"{name}{number}.first", client=client)
+                    starts.setdefault(name, time.perf_counter() - started)
+                    there, cpu = folder / f"{name}{number}.h5", time.process_time()
+                    took = seconds(lambda t=there, c=client: extract(photos, cache=t, client=c))
+                    used.setdefault(name, []).append((time.process_time() - cpu) / len(photos))
+                    rates.setdefault(name, []).append(len(photos) / took)
+        difference = compare(here, deepfeat.open_features(there), arguments.network)
+    base = statistics.median(rates["1 worker, 1 thread"])
+    print("| | images/s | ratio | caller, CPU ms an image | start, s |\n| --- | --- | --- | --- | --- |")
+    for name, values in rates.items():
+        cpu = f"{1000 * statistics.median(used[name]):.2f} | {starts[name]:.1f}" if name in used else " | "
+        print(f"| {name} | {statistics.median(values):.1f} | {statistics.median(values) / base:.2f} | {cpu} |")
+    print(f"\nLargest difference of features over the largest feature, with and without Dask: {difference:.1e}.")
+
+
+def compare(one: deepfeat.FeatureStore, other: deepfeat.FeatureStore, name: str) -> float:
+    a, b = one.features(name), other.features(name)
+    return float(np.abs(a - b).max() / np.abs(a).max())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+# A caller whose workers need no time
+
+
+def pretend(parcel: distributed.Parcel, shard: distributed.Shard) -> distributed.ComputedShard:
+    """Give features of the usual size for every image of a shard."""
+    parts = []
+    for start in range(0, len(shard.items), computation.CHUNK):
+        chunk = shard.items[start : start + computation.CHUNK]
+        images = [LoadedImage(i.row, FileStamp(1, 1), i.row.to_bytes(32, "little"), {}, None) for i in chunk]
+        output = computation.Output([i.row for i in chunk], [np.ones((len(chunk), DIM), np.float32)])
+        parts.append(computation.Computed(images, [output], [computation.Opened([(DIM,)], {})]))
+    return distributed.ComputedShard(parts, "", ())
+
+
+def measure_caller(arguments: argparse.Namespace) -> None:
+    print("| images | images/s | MB/s | caller, CPU ms an image | caller's peak memory, MB |")
+    print("| --- | --- | --- | --- | --- |")
+    for n_images in arguments.images:
+        run = [sys.executable, __file__, "caller", "--images", str(n_images)]
+        if len(arguments.images) > 1:
+            output = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+            print(output.strip().splitlines()[-1], flush=True)
+        else:
+            print(take_all(n_images))
+
+
+def take_all(n_images: int) -> str:
+    """Extract in this process from workers that pretend; a line of the table."""
+    distributed._compute_shard = pretend
+    with tempfile.TemporaryDirectory() as scratch, make_cluster(2, 8) as cluster, Client(cluster) as client:
+        paths = [f"{scratch}/{number:08d}.jpg" for number in range(n_images)]
+        started, cpu = time.perf_counter(), time.process_time()
+        deepfeat.extract(paths, "EfficientNetLite0", Path(scratch, "f.h5"), client=client, progress=False)
+        took, cpu = time.perf_counter() - started, time.process_time() - cpu
+    megabytes = n_images * DIM * 4 / 1e6
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return (
+        f"| {n_images:,} | {n_images / took:,.0f} | {megabytes / took:,.0f} | {1000 * cpu / n_images:.3f} | "
+        f"{int(peak.split()[1]) / 1024:,.0f} |"
+    )
+
+
+def measure_fit(arguments: argparse.Namespace) -> None:
+    fits = {
+        "LinearSVC, two values of class_weight": {"class_weight": ["balanced", None]},
+        "SVC rbf, three values of gamma": {
+            "kernel": "rbf",
+            "param_grid": {"C": [1.0, 10.0], "gamma": [1e-4, 3e-4, 1e-3]},
+        },
+    }
+    print("| fit | without Dask, s | 1 worker, s | 2 workers, s | 2 workers over 1 |\n| --- | --- | --- | --- | --- |")
+    for name, options in fits.items():
+        work = functools.partial(deepfeat.fit_svm, arguments.cache, ledger=False, **options)
+        here = statistics.median(seconds(work) for _ in range(arguments.rounds))
+        there = {}
+        for n_workers in (1, 2):
+            with make_cluster(n_workers, 1) as cluster, Client(cluster) as client:
+                client.run(import_fit)
+                there[n_workers] = statistics.median(
+                    seconds(functools.partial(work, client=client)) for _ in range(arguments.rounds)
+                )
+        ratio = there[1] / there[2]
+        print(f"| {name} | {here:.1f} | {there[1]:.1f} | {there[2]:.1f} | {ratio:.2f} |", flush=True)
+
+
+def import_fit() -> None:
+    deepfeat.fit_svm  # noqa: B018
+
+
+if __name__ == "__main__":
+    main()
