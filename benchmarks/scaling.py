@@ -1,6 +1,6 @@
 """Extraction on one machine's cores by Dask, what the caller of a cluster can take, and what a fit gains.
 
-    python benchmarks/scaling.py cores PHOTOS --images 2000
+    python benchmarks/scaling.py cores PHOTOS --copies 48
     python benchmarks/scaling.py caller --images 200000
     python benchmarks/scaling.py fit features.h5
 
@@ -40,7 +40,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     cores = commands.add_parser("cores")
     cores.add_argument("photos", type=Path)
-    cores.add_argument("--images", type=int, default=2000)
+    cores.add_argument("--copies", type=int, default=1, help="of each image, each a file of another content")
     cores.add_argument("--rounds", type=int, default=3)
     cores.add_argument("--network", default="EfficientNetLite0")
     cores.set_defaults(run=measure_cores)
@@ -62,13 +62,13 @@ def make_cluster(n_workers: int, n_threads: int) -> LocalCluster:
 
 
 def measure_cores(arguments: argparse.Namespace) -> None:
-    photos = sorted(path for path in arguments.photos.rglob("*") if path.is_file())[: arguments.images]
     extract = functools.partial(deepfeat.extract, backbones=arguments.network, progress=False)
     rates: dict[str, list[float]] = {}
     starts: dict[str, float] = {}
     used: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        photos = multiply(arguments.photos, folder / "photos", arguments.copies)
         extract(photos[:32], cache=folder / "warm.h5")
         here = extract(photos, cache=folder / "here.h5")
         for number in range(arguments.rounds):
@@ -90,6 +90,17 @@ def measure_cores(arguments: argparse.Namespace) -> None:
         cpu = f"{1000 * statistics.median(used[name]):.2f} | {starts[name]:.1f}" if name in used else " | "
         print(f"| {name} | {statistics.median(values):.1f} | {statistics.median(values) / base:.2f} | {cpu} |")
     print(f"\nLargest difference of features over the largest feature, with and without Dask: {difference:.1e}.")
+
+
+def multiply(photos: Path, folder: Path, copies: int) -> list[Path]:
+    """Write copies of images, which differ in bytes after their end."""
+    folder.mkdir()
+    written = []
+    for photo in sorted(path for path in photos.rglob("*") if path.is_file()):
+        for number in range(copies):
+            written.append(folder / f"{number:03d}-{photo.name}")
+            written[-1].write_bytes(photo.read_bytes() + str(number).encode())
+    return sorted(written)
 
 
 def compare(one: deepfeat.FeatureStore, other: deepfeat.FeatureStore, name: str) -> float:

@@ -170,31 +170,33 @@ def _fit(arguments: argparse.Namespace) -> Any:
     if arguments.choose and arguments.backbone:
         raise UsageError("--choose takes its pick of all blocks: leave out --backbone")
     weights = [None if weight == "none" else weight for weight in arguments.class_weight]
-    return deepfeat.fit_svm(
-        arguments.cache,
-        backbones=arguments.choose or arguments.backbone,
-        fusion=arguments.fusion,
-        views=None if arguments.views == "none" else arguments.views,
-        kernel=arguments.kernel,
-        loss=arguments.loss,
-        classifier=arguments.classifier,
-        param_grid="auto" if arguments.widen else grid,
-        class_weight=weights,
-        positive=arguments.positive,
-        ungrouped=arguments.ungrouped,
-        duplicates=_read_pairs(arguments.duplicates),
-        test=_test(arguments.test),
-        cv=arguments.cv,
-        nested=arguments.nested,
-        calibrate=arguments.calibrate or False,
-        threshold=None if arguments.threshold is None else _number_or_name(arguments.threshold),
-        scoring=arguments.scoring,
-        engine=arguments.engine,
-        max_memory=None if arguments.max_memory is None else arguments.max_memory * 1e9,
-        n_jobs=arguments.jobs,
-        seed=arguments.seed,
-        ledger=not arguments.no_ledger,
-    )
+    with _client(arguments.scheduler) as client:
+        return deepfeat.fit_svm(
+            arguments.cache,
+            backbones=arguments.choose or arguments.backbone,
+            fusion=arguments.fusion,
+            views=None if arguments.views == "none" else arguments.views,
+            kernel=arguments.kernel,
+            loss=arguments.loss,
+            classifier=arguments.classifier,
+            param_grid="auto" if arguments.widen else grid,
+            class_weight=weights,
+            positive=arguments.positive,
+            ungrouped=arguments.ungrouped,
+            duplicates=_read_pairs(arguments.duplicates),
+            test=_test(arguments.test),
+            cv=arguments.cv,
+            nested=arguments.nested,
+            calibrate=arguments.calibrate or False,
+            threshold=None if arguments.threshold is None else _number_or_name(arguments.threshold),
+            scoring=arguments.scoring,
+            engine=arguments.engine,
+            max_memory=None if arguments.max_memory is None else arguments.max_memory * 1e9,
+            n_jobs=arguments.jobs,
+            seed=arguments.seed,
+            ledger=not arguments.no_ledger,
+            client=client,
+        )
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -559,11 +561,15 @@ def _add_extract(commands: Any) -> None:
     )
     command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored features")
     command.add_argument("--on-error", default="record", choices=("record", "raise"))
+    _add_scheduler(command)
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--json", action="store_true")
+
+
+def _add_scheduler(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers compute, such as tcp://10.0.0.1:8786"
     )
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.add_argument("--json", action="store_true")
 
 
 def _add_bench(commands: Any) -> None:
@@ -759,6 +765,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", default="auto", choices=("auto", "sklearn"), help="what solves the SVMs")
     command.add_argument("--max-memory", type=float, metavar="GB", help="(default: half of the machine's)")
     command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
+    _add_scheduler(command)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
     command.add_argument(

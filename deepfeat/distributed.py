@@ -296,7 +296,14 @@ def _unpickle(job: bytes, name: str, address: str) -> Job:
 def _check_keys(backbone: LoadedBackbone, address: str) -> None:
     """Refuse a network with other weights, or other ways to its features, than the caller's."""
     job = backbone.job
-    digest = job.backbone.weights_digest() or model_digest(backbone.build())
+    try:
+        digest = job.backbone.weights_digest() or model_digest(backbone.build())
+    except OSError as error:
+        msg = (
+            f"worker {address} cannot read the weights of {job.backbone.name} ({error}): it needs the file under the "
+            "same path, on a file system that all machines share"
+        )
+        raise BackboneError(msg) from error
     if replace(job, weights_digest=digest).keys != job.keys:
         msg = (
             f"worker {address} would compute other features of {job.backbone.name}: its weights are {digest[:23]}…, "

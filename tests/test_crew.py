@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, make_scorer
 
 import deepfeat
+from deepfeat import cli
 from deepfeat.errors import ClusterError, UsageError
 from deepfeat.svm import crew, search
 
@@ -123,6 +124,14 @@ def test_fold_that_ends_every_worker_is_one_sentence(cache, cluster, client, mon
     with pytest.raises(ClusterError, match=r"fold ended 1 worker\(s\).*so fit again"):
         fit(cache, client=client, scoring=make_scorer(end))
     client.wait_for_workers(2)
+
+
+def test_command_line_takes_a_scheduler(cache, cluster, capsys):
+    command = ["fit", str(cache), "--test", "0.2", "--cv", "3", "--no-ledger"]
+    assert cli.main(command) == 0
+    here = capsys.readouterr().out
+    assert cli.main([*command, "--scheduler", cluster.scheduler_address]) == 0
+    assert capsys.readouterr().out == here
 
 
 def test_what_is_no_client_is_refused(cache):

@@ -193,6 +193,15 @@ def test_worker_with_other_weights_is_refused(folder, tmp_path, client, monkeypa
         extract(folder, tmp_path / "features.h5", client=client)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc shows each process a folder of its own")
+def test_worker_without_the_file_of_weights_is_one_sentence(folder, tmp_path, client, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "mine.weights.h5").write_bytes(b"weights")
+    backbone = deepfeat.Backbone("SmallCNN", "/proc/self/cwd/mine.weights.h5", network=small_cnn().network)
+    with pytest.raises(BackboneError, match="cannot read the weights of SmallCNN .*needs the file under the same path"):
+        extract(folder, tmp_path / "features.h5", backbone, client=client)
+
+
 def test_worker_with_another_deepfeat_is_refused(folder, tmp_path, client, monkeypatch):
     monkeypatch.setattr(distributed, "__version__", "99.0")
     with pytest.raises(ClusterError, match=r"and the caller 99\.0: install one version"):
