@@ -38,7 +38,8 @@ SHARD, SHARD_BYTES = 256, 2**24
 _PER_THREAD = 2
 
 
-class Parcel(NamedTuple):
+@dataclass(frozen=True)
+class Parcel:
     """A plan on its way to the workers.
 
     Attributes
@@ -124,7 +125,7 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
     waiting, handed = as_completed(loop=client.loop), dict[Any, Shard]()
     try:
         with _clear_failures(client):
-            parcel = client.submit(_receive, _pack(plan), pure=False)
+            parcel = _send(client, _pack(plan))
             while True:
                 for shard in shards.take(_most_handed_out(client) - len(handed)):
                     future = client.submit(_compute_shard, parcel, shard, pure=False)
@@ -164,6 +165,13 @@ def _with_absolute_weights(job: Job) -> Job:
     if weights in (None, "imagenet"):
         return job
     return replace(job, backbone=replace(job.backbone, weights=os.path.abspath(str(weights))))
+
+
+def _send(client: Client, parcel: Parcel) -> Any:
+    with warnings.catch_warnings():
+        # A million digests are large, and sent once.
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        return client.submit(_receive, parcel, pure=False)
 
 
 def _most_handed_out(client: Client) -> int:

@@ -198,7 +198,9 @@ def test_worker_without_the_file_of_weights_is_one_sentence(folder, tmp_path, cl
     monkeypatch.chdir(folder)
     (folder / "mine.weights.h5").write_bytes(b"weights")
     backbone = deepfeat.Backbone("SmallCNN", "/proc/self/cwd/mine.weights.h5", network=small_cnn().network)
-    with pytest.raises(BackboneError, match="cannot read the weights of SmallCNN .*needs the file under the same path"):
+    with pytest.raises(
+        BackboneError, match=r"cannot read the weights of SmallCNN .*needs the file under the same path"
+    ):
         extract(folder, tmp_path / "features.h5", backbone, client=client)
 
 

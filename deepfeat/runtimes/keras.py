@@ -92,6 +92,7 @@ class KerasRuntime:
         list of ndarray of shape (n, *shape), float32
             One for each layer.
         """
+        self._settle(len(images))
         parts, start = [], 0
         while start < len(images):
             batch = images[start : start + self.batch_size]
@@ -118,6 +119,11 @@ class KerasRuntime:
             raise BackboneError(msg) from error
         self.batch_size, self._untried = self.batch_size // 2, []
         logger.warning("%s: out of memory, going on with batches of %d", self._name, self.batch_size)
+
+    def _settle(self, count: int) -> None:
+        """Go back to the best size where the next one is larger than what comes: batches are filled up with nothing."""
+        if self._best is not None and count < self.batch_size and self._best[1] < self.batch_size:
+            self.batch_size, self._untried = self._best[1], []
 
     def _tune(self, count: int, seconds: float) -> None:
         """Note the time of a full batch, and go on to the next size after two beyond the first, which compiles."""
