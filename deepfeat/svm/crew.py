@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,12 @@ class Crew:
 
     def __init__(self, client: Any, samples: Samples) -> None:
         check_client(client)
-        self.client = client
-        with self._clear_failures():
-            client.wait_for_workers(1)
-            self._held = client.scatter(samples, broadcast=True)
+        self.client, self._samples = client, samples
+
+    @cached_property
+    def _held(self) -> Any:
+        self.client.wait_for_workers(1)
+        return self.client.scatter(self._samples, broadcast=True)
 
     def call(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Call a function of the samples and each item on the workers, and return the results in order."""

@@ -114,7 +114,7 @@ class _LatePath:
         return np.mean([path.decision(X[:, s]) for path, s in zip(self._paths, self._slices(), strict=True)], axis=0)
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
-        return _greatest(decision)
+        return greatest(decision)
 
     def estimator(self, index: int) -> LateFusionClassifier:
         fitted = clone(self._late)
@@ -139,7 +139,7 @@ class _ViewsPath:
         return values.reshape(len(values), len(X), n_views, *values.shape[2:]).mean(axis=2)
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
-        return _greatest(decision)
+        return greatest(decision)
 
     def estimator(self, index: int) -> ViewsClassifier:
         fitted = clone(self._views)
@@ -162,8 +162,8 @@ class _LinearPath:
             moment = use.products.moment([*split_columns(X, use.widths), Block(rows[:, -1:])])
         self._coef = np.empty((len(candidates), k, rows.shape[1]))
         self.gaps, self._steps = np.empty(len(candidates)), np.empty(len(candidates), int)
-        for weight, some in _by_weight(candidates):
-            signs, costs = _one_against_the_rest(codes, len(self._classes), self._weights(weight, y))
+        for weight, some in by_weight(candidates):
+            signs, costs = one_against_the_rest(codes, len(self._classes), self._weights(weight, y))
             values = [candidates[i]["C"] for i in some]
             path = solve_path(rows, signs, costs, values, svm.loss, moment=moment, n_jobs=use.n_jobs)
             self._coef[some], self.gaps[some] = path.coef, path.gap.max(axis=1)
@@ -179,7 +179,7 @@ class _LinearPath:
         return values[:, :, 0] if values.shape[2] == 1 else values
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
-        return _greatest(decision)
+        return greatest(decision)
 
     def estimator(self, index: int) -> LinearSVC:
         parameters = {name: self._candidates[index][name] for name in ("C", "class_weight")}
@@ -238,7 +238,7 @@ class _KernelPath:
     def choose(self, decision: np.ndarray) -> np.ndarray:
         # Decision values are votes of one class against another, and a confidence below a half. Libsvm
         # predicts by the votes alone.
-        return _greatest(decision if decision.ndim == 1 else np.rint(decision))
+        return greatest(decision if decision.ndim == 1 else np.rint(decision))
 
     def estimator(self, index: int) -> SVC:
         """Return an SVC with the kernel itself: what libsvm found does not depend on who computed the kernel."""
@@ -260,11 +260,12 @@ _PATHS: dict[type, Any] = {
 }
 
 
-def _greatest(decision: np.ndarray) -> np.ndarray:
+def greatest(decision: np.ndarray) -> np.ndarray:
+    """Numbers of the classes with the greatest decision values, of shape (n,) or (n, n_classes)."""
     return (decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)
 
 
-def _by_weight(candidates: Sequence[Candidate]) -> list[tuple[Any, list[int]]]:
+def by_weight(candidates: Sequence[Candidate]) -> list[tuple[Any, list[int]]]:
     """The candidates of each class weight."""
     groups: dict[str, tuple[Any, list[int]]] = {}
     for number, candidate in enumerate(candidates):
@@ -273,7 +274,7 @@ def _by_weight(candidates: Sequence[Candidate]) -> list[tuple[Any, list[int]]]:
     return list(groups.values())
 
 
-def _one_against_the_rest(codes: np.ndarray, n_classes: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def one_against_the_rest(codes: np.ndarray, n_classes: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Signs and costs of each sub-problem, as liblinear has them.
 
     With two classes there is one problem, in which both weights count; with more, a class's

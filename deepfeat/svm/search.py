@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +29,9 @@ from deepfeat.svm.resources import Resources, in_threads
 
 PARAMETERS = {"linear": ("C",), "rbf": ("C", "gamma")}
 LOSSES = ("squared_hinge", "hinge")
+
+#: What solves the problems of each.
+ENGINES = {LinearSVC: "newton", SVC: "libsvm on kept kernels"}
 
 #: LinearSVC, or SVC with libsvm's one against one; "auto" is LinearSVC for the linear kernel.
 CLASSIFIERS = ("auto", "LinearSVC", "SVC")
@@ -85,6 +88,11 @@ def svm_prefix(pipeline: Pipeline) -> str:
     if last[0] in ("late", "views"):
         return f"{last[0]}__estimator__{svm_prefix(last[1].estimator)}"
     return "svm__"
+
+
+def find_svm(pipeline: Pipeline) -> LinearSVC | SVC:
+    """The SVM in an unfitted pipeline."""
+    return pipeline.get_params()[svm_prefix(pipeline).removesuffix("__")]
 
 
 def make_grid(
@@ -178,6 +186,8 @@ class Search(NamedTuple):
         One row per candidate: its parameters, mean and std of the score, the score of each fold,
         ``converged`` on every fold, ``gap`` (largest duality gap over objective, NaN where the engine does not tell),
         ``at_edge`` of the grid (names of the parameters), rank.
+    engine : str
+        What did the work.
     out_of_fold : tuple of ndarray
         Predictions of shape (n,), decision values of shape (n, n_classes) with NaN for a row in no fold's test part,
         and the number of the fold that tested each row, -1 for none; at the best parameters.
@@ -186,7 +196,24 @@ class Search(NamedTuple):
     pipeline: Pipeline
     best_params: dict[str, Any]
     cv_results: pd.DataFrame
+    engine: str
     out_of_fold: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class FoldScores(NamedTuple):
+    """What was found on one fold.
+
+    Attributes
+    ----------
+    scores, gaps, converged : sequence of n_candidates
+    outcomes : list of (predicted, decision)
+        Of the test part, for each candidate.
+    """
+
+    scores: Sequence[float]
+    gaps: np.ndarray
+    converged: np.ndarray
+    outcomes: list[tuple[np.ndarray, np.ndarray]]
 
 
 class _Decided(ClassifierMixin, BaseEstimator):
@@ -225,76 +252,103 @@ def exact_search(
     refit : {"auto", "sklearn"}
         Whether the pipeline is fitted by the engine, or by scikit-learn, as it is where the engine did not converge.
     """
-    scores = _Scores(pipeline, X, y, folds, scoring, use)
-    scores.add(list(ParameterGrid({name: list(values) for name, values in grid.items()})))
-    while extend:
-        wider = _widened(grid, scores.candidates[scores.best])
-        if wider is None:
-            break
-        grid, fresh = wider
-        scores.add(fresh)
-    best = dict(scores.candidates[scores.best])
+    scores = (Scores if use.elsewhere is None else _SpreadScores)(pipeline, X, y, folds, scoring, use)
+    best, grid = scores.search(grid, extend=extend)
     path = None if refit == "sklearn" else fit_path(pipeline, X, y, [best], use)
     if path is not None and path.converged.all():
         fitted = path.estimator(0)
     else:
         prefix = svm_prefix(pipeline)
         fitted = clone(pipeline).set_params(**{prefix + name: value for name, value in best.items()}).fit(X, y)
-    return Search(fitted, best, scores.table(grid), scores.out_of_fold())
+    engine = ENGINES[type(find_svm(pipeline))]
+    return Search(fitted, best, scores.table(grid), engine, scores.out_of_fold())
 
 
-class _Scored(NamedTuple):
-    """Candidates on one fold: scores, gaps, whether they converged, and predictions with decision values."""
+class Scores:
+    """Scores of candidates on folds, to which more candidates can be added.
 
-    scores: np.ndarray
-    gaps: np.ndarray
-    converged: np.ndarray
-    outcomes: list[tuple[np.ndarray, np.ndarray]]
-
-
-class _Scores:
-    """Scores of candidates on folds, to which more candidates can be added."""
+    Parameters
+    ----------
+    pipeline, X, y, folds, scoring, use
+        As of `exact_search`.
+    """
 
     def __init__(self, pipeline: Pipeline, X: Any, y: Any, folds: Sequence[Fold], scoring: Any, use: Resources) -> None:
-        self._X, self._y, self._folds = X, y, folds
-        self._use = use
+        self._pipeline, self._X, self._y, self._folds = pipeline, X, y, folds
+        self._scorer, self._use = check_scoring(pipeline, scoring), use
         # A scorer that has a name asks for predictions and decisions alone; another may look at the estimator.
-        self._score = partial(_score_fold, pipeline, check_scoring(pipeline, scoring), isinstance(scoring, str))
+        self._decided = isinstance(scoring, str)
         self.candidates: list[dict[str, Any]] = []
         self._scores = np.empty((0, len(folds)))
         self._gaps, self._converged = np.empty((0, len(folds))), np.empty((0, len(folds)), bool)
         self._outcomes: list[list[tuple[np.ndarray, np.ndarray]]] = []
 
+    def search(
+        self, grid: Mapping[str, Sequence[Any]], *, extend: bool
+    ) -> tuple[dict[str, Any], Mapping[str, Sequence[Any]]]:
+        """Score a grid, widened as long as its best value is at its edge where that is wanted.
+
+        Returns
+        -------
+        best : dict
+            Parameters of the first candidate with the best mean score, in the order of the grid.
+        grid : mapping
+            With the values that were added.
+        """
+        self._add(list(ParameterGrid({name: list(values) for name, values in grid.items()})))
+        while extend:
+            wider = _widened(grid, self.candidates[self._best])
+            if wider is None:
+                break
+            grid, fresh = wider
+            self._add(fresh)
+        return dict(self.candidates[self._best]), grid
+
     @property
-    def best(self) -> int:
-        """Number of the first candidate with the best mean score, in the order of the grid."""
+    def _best(self) -> int:
         return int(self._scores.mean(axis=1).argmax())
 
-    def add(self, candidates: list[dict[str, Any]]) -> None:
+    def _add(self, candidates: list[dict[str, Any]]) -> None:
         """Score more candidates on every fold."""
-        folds = self._score_elsewhere(candidates) if self._use.elsewhere else self._score_here(candidates)
-        scores, gaps, converged, outcomes = zip(*folds, strict=True)
+        scores, gaps, converged, outcomes = zip(*self._score_folds(candidates), strict=True)
         self.candidates += candidates
         self._scores = np.vstack([self._scores, np.column_stack(scores)])
         self._gaps = np.vstack([self._gaps, np.column_stack(gaps)])
         self._converged = np.vstack([self._converged, np.column_stack(converged)])
         self._outcomes += [list(cell) for cell in zip(*outcomes, strict=True)]
 
-    def _score_here(self, candidates: list[dict[str, Any]]) -> list[_Scored]:
+    def _score_folds(self, candidates: list[dict[str, Any]]) -> list[FoldScores]:
         # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
         binary = len(np.unique(self._y)) == 2
         use = replace(self._use, n_jobs=1) if binary else self._use
-        folds = (partial(self._score, self._X, self._y, *fold, candidates, use) for fold in self._folds)
+        folds = (partial(self.score_fold, train, test, candidates, use) for train, test in self._folds)
         return in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
 
-    def _score_elsewhere(self, candidates: list[dict[str, Any]]) -> list[_Scored]:
-        """Have each fold and each block of candidates scored by itself, and put the blocks together again."""
-        assert self._use.elsewhere is not None
-        blocks = _independent(candidates)
-        cells = [(*fold, [candidates[i] for i in block]) for fold in self._folds for block in blocks]
-        found = iter(self._use.elsewhere(self._score, cells))
-        order = np.argsort(np.concatenate(blocks))
-        return [_join(list(itertools.islice(found, len(blocks))), order) for _ in self._folds]
+    def score_fold(
+        self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]], use: Resources
+    ) -> FoldScores:
+        """Fit all candidates on a fold's training part and score them on its test part."""
+        path = fit_path(self._pipeline, self._take(train), self._y[train], candidates, use)
+        classes = np.unique(self._y[train])
+        outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(self._take(test))]
+        scores = [self.score(test, classes, *cell, partial(path.estimator, i)) for i, cell in enumerate(outcomes)]
+        return FoldScores(scores, path.gaps, path.converged, outcomes)
+
+    def score(
+        self,
+        test: np.ndarray,
+        classes: np.ndarray,
+        predicted: np.ndarray,
+        decision: np.ndarray,
+        make: Callable[[], Any],
+    ) -> float:
+        """Score predictions and decision values of one fold's test part, or the estimator that is made of them."""
+        # What has been decided needs no features.
+        estimator = _Decided(classes, decision, predicted) if self._decided else make()
+        return float(self._scorer(estimator, decision if self._decided else self._take(test), self._y[test]))
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        return self._X[rows]
 
     def table(self, grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
         """Return one row per candidate, see `Search`."""
@@ -310,30 +364,37 @@ class _Scores:
 
     def out_of_fold(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return predictions, decision values and folds at the best candidate, see `Search`."""
-        parts = [(predicted, class_scores(decision)) for predicted, decision in self._outcomes[self.best]]
+        parts = [(predicted, class_scores(decision)) for predicted, decision in self._outcomes[self._best]]
         return _pool(self._y, self._folds, parts)
 
 
-def _score_fold(
+class _SpreadScores(Scores):
+    """Scores of which workers of a cluster find each fold's blocks of candidates."""
+
+    def __init__(self, pipeline: Pipeline, X: Any, y: Any, folds: Sequence[Fold], scoring: Any, use: Resources) -> None:
+        super().__init__(pipeline, X, y, folds, scoring, use)
+        self._score_cell = partial(_score_cell, pipeline, scoring)
+
+    def _score_folds(self, candidates: list[dict[str, Any]]) -> list[FoldScores]:
+        assert self._use.elsewhere is not None
+        blocks = _independent(candidates)
+        cells = [(*fold, [candidates[i] for i in block]) for fold in self._folds for block in blocks]
+        found = iter(self._use.elsewhere(self._score_cell, cells))
+        order = np.argsort(np.concatenate(blocks))
+        return [_join(list(itertools.islice(found, len(blocks))), order) for _ in self._folds]
+
+
+def _score_cell(
     pipeline: Pipeline,
-    scorer: Any,
-    is_decided: bool,
+    scoring: Any,
     X: np.ndarray,
     y: np.ndarray,
     train: np.ndarray,
     test: np.ndarray,
-    candidates: Sequence[dict[str, Any]],
+    candidates: list[dict[str, Any]],
     use: Resources,
-) -> _Scored:
-    """Fit all candidates on the training rows, and score them on the test rows."""
-    path = fit_path(pipeline, X[train], y[train], candidates, use)
-    classes = np.unique(y[train])
-    outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(X[test])]
-    scores = []
-    for index, (predicted, decision) in enumerate(outcomes):
-        estimator = _Decided(classes, decision, predicted) if is_decided else path.estimator(index)
-        scores.append(float(scorer(estimator, X[test], y[test])))
-    return _Scored(np.array(scores), path.gaps, path.converged, outcomes)
+) -> FoldScores:
+    return Scores(pipeline, X, y, [(train, test)], scoring, use).score_fold(train, test, candidates, use)
 
 
 def _independent(candidates: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -345,11 +406,11 @@ def _independent(candidates: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return list(blocks.values())
 
 
-def _join(blocks: Sequence[_Scored], order: np.ndarray) -> _Scored:
+def _join(blocks: Sequence[FoldScores], order: np.ndarray) -> FoldScores:
     """Put the candidates of several blocks into one order."""
     scores, gaps, converged = (np.concatenate(parts)[order] for parts in list(zip(*blocks, strict=True))[:3])
     outcomes = [outcome for block in blocks for outcome in block.outcomes]
-    return _Scored(scores, gaps, converged, [outcomes[i] for i in order])
+    return FoldScores(scores.tolist(), gaps, converged, [outcomes[i] for i in order])
 
 
 #: How far a grid is widened.
@@ -401,7 +462,7 @@ def grid_search(
     best = {name.removeprefix(prefix): value for name, value in search.best_params_.items()}
     fitted = search.best_estimator_
     table = _result_table(search.cv_results_, grid, prefix, len(folds))
-    return Search(fitted, best, table, out_of_fold(fitted, X, y, folds, n_jobs))
+    return Search(fitted, best, table, "sklearn", out_of_fold(fitted, X, y, folds, n_jobs))
 
 
 def _result_table(
