@@ -195,8 +195,8 @@ def test_worker_with_other_weights_is_refused(folder, tmp_path, client, monkeypa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc shows each process a folder of its own")
 def test_worker_without_the_file_of_weights_is_one_sentence(folder, tmp_path, client, monkeypatch):
-    monkeypatch.chdir(folder)
-    (folder / "mine.weights.h5").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.weights.h5").write_bytes(b"weights")
     backbone = deepfeat.Backbone("SmallCNN", "/proc/self/cwd/mine.weights.h5", network=small_cnn().network)
     with pytest.raises(
         BackboneError, match=r"cannot read the weights of SmallCNN .*needs the file under the same path"
