@@ -34,7 +34,15 @@ class LockedError(StoreError):
 
 
 class ClusterError(DeepfeatError):
-    """The workers of a cluster, or the connection to them, were lost in the middle of the work."""
+    """The workers of a cluster, or the connection to it, are not there, or were lost in the middle of the work.
+
+    Examples
+    --------
+    >>> from deepfeat.cluster import connect
+    >>> connect("nowhere://")
+    Traceback (most recent call last):
+    deepfeat.errors.ClusterError: no Dask scheduler answers at 'nowhere://': ...
+    """
 
 
 class BundleError(DeepfeatError):
