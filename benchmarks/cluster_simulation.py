@@ -17,6 +17,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deepfeat.computation import CHUNK
+from deepfeat.distributed import SHARD_BYTES, SHARD_SECONDS
+
+#: Width of the features.
+DIM = 1280
+
 #: Numbers of workers.
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -32,8 +38,6 @@ class Setting:
     ----------
     rate, caller : float
         Images per second of a worker, and that the caller takes and stores.
-    shard : int
-        Images.
     mean_life : float
         Seconds until a worker fails, on average.
     restart : float
@@ -44,10 +48,14 @@ class Setting:
 
     rate: float
     caller: float
-    shard: int = 256
     mean_life: float = np.inf
     restart: float = 10.0
     noise: float = 0.1
+
+    @property
+    def shard(self) -> int:
+        """Images in a shard."""
+        return int(np.clip(SHARD_SECONDS * self.rate, CHUNK, SHARD_BYTES // (4 * DIM)))
 
 
 @dataclass

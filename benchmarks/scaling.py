@@ -1,7 +1,7 @@
 """Extraction on one machine's cores by Dask, what the caller of a cluster can take, and what a fit gains.
 
     python benchmarks/scaling.py cores PHOTOS --copies 48
-    python benchmarks/scaling.py caller --images 200000
+    python benchmarks/scaling.py caller
     python benchmarks/scaling.py fit features.h5
 
 `cores` extracts with the network alone and with clusters of one and two workers, which have opened it before. `caller`
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import platform
 import statistics
@@ -46,6 +47,7 @@ def main() -> None:
     cores.set_defaults(run=measure_cores)
     caller = commands.add_parser("caller")
     caller.add_argument("--images", type=int, nargs="+", default=[50_000, 200_000])
+    caller.add_argument("--rate", type=float, nargs="+", default=[65.0, 1000.0], help="of a worker, by its own account")
     caller.set_defaults(run=measure_caller)
     fit = commands.add_parser("fit")
     fit.add_argument("cache", type=Path)
@@ -117,7 +119,7 @@ def seconds(work: Callable[[], object]) -> float:
 # A caller whose workers need no time
 
 
-def pretend(parcel: distributed.Parcel, shard: distributed.Shard) -> distributed.ComputedShard:
+def pretend(rate: float, parcel: distributed.Parcel, shard: distributed.Shard) -> distributed.ComputedShard:
     """Give features of the usual size for every image of a shard."""
     parts = []
     for start in range(0, len(shard.items), computation.CHUNK):
@@ -125,24 +127,24 @@ def pretend(parcel: distributed.Parcel, shard: distributed.Shard) -> distributed
         images = [LoadedImage(i.row, FileStamp(1, 1), i.row.to_bytes(32, "little"), {}, None) for i in chunk]
         output = computation.Output([i.row for i in chunk], [np.ones((len(chunk), DIM), np.float32)])
         parts.append(computation.Computed(images, [output], [computation.Opened([(DIM,)], {})]))
-    return distributed.ComputedShard(parts, "", ())
+    return distributed.ComputedShard(parts, len(shard.items) / rate, "", ())
 
 
 def measure_caller(arguments: argparse.Namespace) -> None:
-    print("| images | images/s | MB/s | caller, CPU ms an image | caller's peak memory, MB |")
-    print("| --- | --- | --- | --- | --- |")
-    for n_images in arguments.images:
-        run = [sys.executable, __file__, "caller", "--images", str(n_images)]
-        if len(arguments.images) > 1:
+    print("| images | worker's rate | images/s | MB/s | caller, CPU ms an image | caller's peak memory, MB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for rate, n_images in itertools.product(arguments.rate, arguments.images):
+        run = [sys.executable, __file__, "caller", "--images", str(n_images), "--rate", str(rate)]
+        if len(arguments.images) * len(arguments.rate) > 1:  # the peak is of one process
             output = subprocess.run(run, check=True, capture_output=True, text=True).stdout
             print(output.strip().splitlines()[-1], flush=True)
         else:
-            print(take_all(n_images))
+            print(take_all(n_images, rate))
 
 
-def take_all(n_images: int) -> str:
+def take_all(n_images: int, rate: float) -> str:
     """Extract in this process from workers that pretend; a line of the table."""
-    distributed._compute_shard = pretend
+    distributed._compute_shard = functools.partial(pretend, rate)
     with tempfile.TemporaryDirectory() as scratch, make_cluster(2, 8) as cluster, Client(cluster) as client:
         paths = [f"{scratch}/{number:08d}.jpg" for number in range(n_images)]
         started, cpu = time.perf_counter(), time.process_time()
@@ -151,8 +153,8 @@ def take_all(n_images: int) -> str:
     megabytes = n_images * DIM * 4 / 1e6
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return (
-        f"| {n_images:,} | {n_images / took:,.0f} | {megabytes / took:,.0f} | {1000 * cpu / n_images:.3f} | "
-        f"{int(peak.split()[1]) / 1024:,.0f} |"
+        f"| {n_images:,} | {rate:,.0f} | {n_images / took:,.0f} | {megabytes / took:,.0f} | "
+        f"{1000 * cpu / n_images:.3f} | {int(peak.split()[1]) / 1024:,.0f} |"
     )
 
 

@@ -14,8 +14,9 @@ import logging
 import os
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Images in a shard, and bytes of features that a shard holds at the most.
-SHARD, SHARD_BYTES = 256, 2**24
+#: Seconds that a shard is to take a worker: long beside handing it out, short to be lost.
+SHARD_SECONDS = 4.0
+
+#: Images and bytes of features in a shard at the most.
+SHARD, SHARD_BYTES = 4096, 2**24
 
 #: Shards that are handed out for each thread of the workers: one at work, and one to go on with.
 _PER_THREAD = 2
@@ -69,9 +73,10 @@ class Shard:
 
 
 class ComputedShard(NamedTuple):
-    """What a worker made of a shard, in chunks, and what it has to say of that."""
+    """What a worker made of a shard, in chunks and so many seconds, and what it has to say of that."""
 
     parts: list[Computed]
+    seconds: float
     worker: str
     warnings: tuple[str, ...]
 
@@ -122,6 +127,8 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
     from distributed import as_completed
 
     shards, said = _Shards(wanted, plan.chunk_size), set[str]()
+    if shards.are_none():
+        return
     waiting, handed = as_completed(loop=client.loop), dict[Any, Shard]()
     try:
         with _clear_failures(client):
@@ -136,7 +143,7 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
                 future = next(waiting)
                 shard, done = handed.pop(future), future.result()
                 del future  # the worker need not keep it any more
-                shards.learn(done.parts)
+                shards.learn(done)
                 for warning in {*done.warnings, *_unseen(shard, done)} - said:
                     warnings.warn(warning, DataWarning, stacklevel=2)
                     said.add(warning)
@@ -180,13 +187,20 @@ def _most_handed_out(client: Client) -> int:
 
 
 class _Shards:
-    """Images cut into shards: small ones until the size of features is known.
+    """Images cut into shards: small ones at first.
 
     Paths become absolute, since workers have working folders of their own.
     """
 
     def __init__(self, wanted: Iterable[Wanted], chunk_size: int) -> None:
-        self._wanted, self._chunk_size, self._size = iter(wanted), chunk_size, min(CHUNK, SHARD)
+        self._wanted: Iterator[Wanted] = iter(wanted)
+        self._chunk_size, self._size = chunk_size, min(CHUNK, SHARD)
+
+    def are_none(self) -> bool:
+        """Whether there is nothing to hand out."""
+        first = list(itertools.islice(self._wanted, 1))
+        self._wanted = itertools.chain(first, self._wanted)
+        return not first
 
     def take(self, count: int) -> Iterator[Shard]:
         """Yield up to so many shards."""
@@ -197,14 +211,16 @@ class _Shards:
                 return
             yield shard
 
-    def learn(self, parts: Sequence[Computed]) -> None:
-        """Choose the size by the bytes that an image's features take, in whole batches."""
-        outputs = [output for part in parts for output in part.outputs if output]
+    def learn(self, done: ComputedShard) -> None:
+        """Choose the size by the time and the bytes of features that an image takes, in whole batches."""
+        outputs = [output for part in done.parts for output in part.outputs if output]
         n_bytes = sum(layer.nbytes for output in outputs for layer in output.layers)
         if n_bytes:
-            n_images = sum(len(part.images) for part in parts)
-            most = max(1, min(max(SHARD, self._chunk_size), SHARD_BYTES * n_images // n_bytes))
-            self._size = most - most % self._chunk_size or most
+            n_images = sum(len(part.images) for part in done.parts)
+            # A shard of images that need no network takes no time; those after it may need one.
+            by_time = min(2 * self._size, int(SHARD_SECONDS * n_images / done.seconds))
+            most = min(SHARD, max(by_time, self._chunk_size), SHARD_BYTES * n_images // n_bytes)
+            self._size = max(1, most - most % self._chunk_size or most)
 
 
 def _clear_failures(client: Client) -> contextlib.AbstractContextManager[None]:
@@ -238,8 +254,9 @@ def _compute_shard(parcel: Parcel, shard: Shard) -> ComputedShard:
     worker = get_worker()
     backbones, said = _open(parcel, worker.state.nthreads, worker.address)
     plan = Plan([backbone.job for backbone in backbones], parcel.known, parcel.has_space)
+    started = time.perf_counter()
     parts = [_name_worker(part, worker.address) for part in compute_chunks(plan, shard.items, backbones, n_threads=1)]
-    return ComputedShard(parts, worker.address, said)
+    return ComputedShard(parts, time.perf_counter() - started, worker.address, said)
 
 
 def _name_worker(part: Computed, address: str) -> Computed:

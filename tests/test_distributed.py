@@ -284,19 +284,34 @@ def test_killed_caller_leaves_a_resumable_store(large, tmp_path, cluster, client
         assert_equal_stores(here, extract(photos, cache, LARGE, client=client))
 
 
-def test_shards_shrink_where_features_are_large(monkeypatch):
+@pytest.mark.parametrize(
+    ("n_bytes", "seconds", "sizes"),
+    [
+        (1, 0.5, [8, 8]),  # 4 seconds at 2 images a second
+        (1, 0.01, [64, 128]),  # no more than twice as many at once
+        (1, 100.0, [4, 4]),  # one batch
+        (100, 0.01, [8, 8]),  # a thousand bytes, in whole batches
+        (400, 0.01, [2, 2]),
+        (5000, 0.01, [1, 1]),
+        (0, 0.01, [32, 32]),  # no network was needed
+    ],
+)
+def test_shards_are_of_seconds_and_bytes(monkeypatch, n_bytes, seconds, sizes):
     monkeypatch.setattr(distributed, "SHARD_BYTES", 1000)
     shards = distributed._Shards([computation.Wanted(row, "a", {}) for row in range(1000)], 4)
     assert [len(shard.items) for shard in shards.take(2)] == [32, 32]
-    for n_bytes, expected in [(100, 8), (1, 256), (400, 2), (5000, 1)]:
-        output = computation.Output([0], [np.zeros((1, n_bytes), np.uint8)])
-        shards.learn([computation.Computed([None], [output, None], [None, None])])
-        assert len(next(shards.take(1)).items) == expected
+    output = computation.Output([0], [np.zeros((1, n_bytes), np.uint8)]) if n_bytes else None
+    part = computation.Computed([None], [output, None], [None, None])
+    found = []
+    for _ in sizes:
+        shards.learn(distributed.ComputedShard([part], seconds, "", ()))
+        found += [len(shard.items) for shard in shards.take(1)]
+    assert found == sizes
 
 
-def test_nothing_wanted_needs_no_worker(client):
+def test_nothing_wanted_needs_no_worker():
     job = computation.Job(small_cnn(), "random:0", ("original",), "auto", "float32", "float32", "auto")
-    assert list(compute_shards(client, computation.Plan([job], [set()], [False]), [])) == []
+    assert list(compute_shards(None, computation.Plan([job], [set()], [False]), [])) == []
 
 
 def test_command_line_takes_a_scheduler(folder, tmp_path, cluster, capsys, monkeypatch):
