@@ -136,18 +136,21 @@ class Simulation:
         self._finished.append((index, worker.life, shard))
 
     def _hand_out(self) -> None:
-        """Fill the workers up, those with the fewest shards first, and have them start."""
-        free = [i for i, w in enumerate(self._workers) if w.is_up and len(w.held) < _PER_WORKER]
-        for index in sorted(free, key=lambda i: len(self._workers[i].held)):
+        """Fill the workers up, those with the fewest shards first, and have the idle ones start."""
+        up = [i for i, worker in enumerate(self._workers) if worker.is_up]
+        for index in sorted(up, key=lambda i: len(self._workers[i].held)):
             worker = self._workers[index]
             while self._shards and len(worker.held) < _PER_WORKER:
                 worker.waiting.append(self._shards.popleft())
             if worker.working is None and worker.waiting:
-                worker.working = worker.waiting.popleft()
-                self._begun += 1
-                mean = self._setting.shard / self._setting.rate
-                took = mean * self._random.lognormal(-(self._setting.noise**2) / 2, self._setting.noise)
-                self._later(took, "completed", index, worker.working)
+                self._start(index, worker)
+
+    def _start(self, index: int, worker: Worker) -> None:
+        worker.working = worker.waiting.popleft()
+        self._begun += 1
+        mean = self._setting.shard / self._setting.rate
+        took = mean * self._random.lognormal(-(self._setting.noise**2) / 2, self._setting.noise)
+        self._later(took, "completed", index, worker.working)
 
     def _take(self) -> None:
         """Have the caller begin with the shard that has been done for the longest time."""
