@@ -13,7 +13,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -483,7 +483,7 @@ def _locate(
 
 def _match(ids: Sequence[str], names: Sequence[str]) -> list[list[str]]:
     """Files for each id: by relative path, path without ending, file name, bare name; first that fits."""
-    keys = (
+    keys: tuple[Callable[[PurePosixPath], PurePosixPath], ...] = (
         lambda name: name,
         lambda name: name.with_suffix(""),
         lambda name: PurePosixPath(name.name),

@@ -178,7 +178,8 @@ def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[
     seen = np.array([(-1, -1) if s is None else (s.size, s.mtime_ns) for s in stamps.values()], np.int64)
     known = records[rows]
     changed = (known["size"] != seen[:, 0]) | (known["mtime_ns"] != seen[:, 1])
-    return rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
+    wanted: list[int] = rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
+    return wanted
 
 
 @dataclass(frozen=True)

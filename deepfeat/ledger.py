@@ -422,7 +422,7 @@ def _decide(
             truth = (others["label"] == positive).to_numpy()
             threshold = choose_threshold(truth, others[positive].to_numpy(float), wish)
         accepted[inside] = scored.loc[inside, positive] >= threshold
-    return np.where(accepted, positive, rest).astype(object)
+    return np.asarray(np.where(accepted, positive, rest).astype(object))
 
 
 def _among(ids: pd.Index, subset: Sequence[Any] | pd.Series | None) -> np.ndarray:

@@ -218,7 +218,7 @@ class Classifier:
         """
         table = self.predict_strictly(images)
         values = table[self.classes].to_numpy(float)
-        return values[:, 1] if len(self.classes) == 2 else values
+        return np.asarray(values[:, 1] if len(self.classes) == 2 else values)
 
     def predict_strictly(self, images: Any) -> pd.DataFrame:
         """Classify images as `predict` does, and raise ImageError for the first that cannot be read."""
@@ -289,7 +289,7 @@ class Classifier:
         """Number of the predicted class of each row."""
         if self.threshold is not None:
             return np.asarray(decision[:, 1] >= self.threshold, int)
-        return np.searchsorted(self.pipeline.classes_, self.pipeline.predict(features))
+        return np.asarray(np.searchsorted(self.pipeline.classes_, self.pipeline.predict(features)))
 
     def _load(self, paths: Sequence[str]) -> Iterator[list[LoadedImage]]:
         """Decode images beside the networks, in batches; the networks are looked for first."""
@@ -418,7 +418,7 @@ def _pool(maps: Maps) -> np.ndarray:
     values = maps.values
     if values.ndim != 3 or maps.pooling == "flatten":
         return values.reshape(-1)
-    return values.mean(axis=(0, 1))
+    return np.asarray(values.mean(axis=(0, 1)))
 
 
 def _matches_at_layer(backbone: Backbone, spec: Mapping[str, Any]) -> bool:

@@ -193,7 +193,7 @@ def _check_features(name: str, values: Any, table: pd.DataFrame) -> np.ndarray:
         first = table["image_id"][wrong[0]]
         msg = f"features {name!r} of {len(wrong)} image(s) are not finite float32 (first: {first!r})"
         raise DataError(msg)
-    return values
+    return np.asarray(values)
 
 
 def _imported_spec(name: str, values: np.ndarray, table: pd.DataFrame) -> dict[str, Any]:

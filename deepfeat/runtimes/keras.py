@@ -19,8 +19,8 @@ from deepfeat.errors import BackboneError
 from deepfeat.runtimes.startup import paused_collection, quiet_start
 
 with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
-    import keras
-    from keras import ops
+    import keras as keras  # other modules take Keras from here, so that it starts the quiet way
+    from keras import ops as ops
 
     ops.zeros(1)  # looks for devices
 
@@ -195,7 +195,8 @@ def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
     if keras.backend.backend() == "tensorflow":
         from deepfeat.runtimes.tensorflow import freeze
 
-        return freeze(features)
+        frozen: Callable[[np.ndarray], list[Any]] = freeze(features)
+        return frozen
     if keras.backend.backend() == "jax":
         from deepfeat.runtimes.jax import share
 

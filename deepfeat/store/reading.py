@@ -287,7 +287,7 @@ class FeatureStore:
         done = np.ones(self.n_images, bool)
         for block in blocks:
             done &= self.records(block)["state"] == DONE
-        return self.table["image_id"].to_numpy(object)[done]
+        return np.asarray(self.table["image_id"].to_numpy(object)[done])
 
     def features(self, block: str, rows: Sequence[str] | None = None) -> np.ndarray:
         """Features of one block.
@@ -396,7 +396,7 @@ class FeatureStore:
             first = list(rows)[int(np.flatnonzero(positions < 0)[0])]
             msg = f"{int((positions < 0).sum())} image id(s) are not in {self.path} (first: {first!r})"
             raise StoreError(msg)
-        return positions
+        return np.asarray(positions)
 
     def check_rows(
         self, block: Block, records: np.ndarray, positions: np.ndarray, out: np.ndarray | None = None

@@ -257,7 +257,7 @@ class _Run(NamedTuple):
 
     @property
     def n_rows(self) -> int:
-        return self.part.stop - self.part.start
+        return int(self.part.stop - self.part.start)
 
 
 def _find_runs(block: Block, rows: Sequence[int]) -> list[_Run]:

@@ -275,4 +275,4 @@ def _shown_nested(nested: pd.DataFrame) -> list[str]:
     shown = _with_intervals(nested)
     shown["plain"] = nested["plain"].map("{:.3f}".format)
     shown["optimism"] = nested["optimism"].map("{:+.3f}".format)
-    return shown.to_string(index_names=False).split("\n")
+    return str(shown.to_string(index_names=False)).split("\n")

@@ -188,7 +188,7 @@ class Search(NamedTuple):
     out_of_fold: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class _Decided(ClassifierMixin, BaseEstimator):
+class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that has decided already, for scorers."""
 
     def __init__(self, classes: np.ndarray, decision: np.ndarray, predicted: np.ndarray) -> None:
