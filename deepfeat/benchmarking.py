@@ -94,7 +94,13 @@ def benchmark(
 
     Examples
     --------
-    >>> deepfeat.benchmark("photos", ["EfficientNetLite0", "VGG16"])[["both", "score"]]   # doctest: +SKIP
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> table = deepfeat.benchmark("photos", mine, n_images=20)
+    >>> int(table.loc["mine", "parameters"]), int(table.loc["mine", "dim"])
+    (1392, 16)
+    >>> bool(table.loc["mine", "both"] > 0)
+    True
     """
     if not isinstance(n_images, int | np.integer) or isinstance(n_images, bool) or n_images < 1:
         msg = f"n_images is {n_images!r}: use a number of images"

@@ -126,9 +126,17 @@ def extract(
 
     Examples
     --------
-    >>> store = deepfeat.extract("photos", "EfficientNetLite0")           # doctest: +SKIP
-    >>> store.features("EfficientNetLite0").shape                         # doctest: +SKIP
-    (920, 1280)
+    >>> import deepfeat
+    >>> store = deepfeat.extract("photos", "EfficientNetLite0", "features.h5", progress=False)
+    >>> store.features("EfficientNetLite0").shape
+    (24, 1280)
+
+    The same call again computes nothing; with more images, backbones or views it computes what is new.
+
+    >>> store = deepfeat.extract(
+    ...     "photos", "EfficientNetLite0", "features.h5", views=["original", "hflip"], progress=False
+    ... )
+    >>> store.blocks[["name", "dim", "done"]]
     """
     if on_error not in ("record", "raise"):
         msg = f"on_error is {on_error!r}: use 'record' or 'raise'"

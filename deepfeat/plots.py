@@ -61,6 +61,11 @@ def plot_similarity(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     ------
     UsageError
         If there are no blocks to draw, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> deepfeat.plot_similarity(deepfeat.linear_cka("skin.h5"), "similarity.png")
     """
     if table.empty:
         raise UsageError("there are no blocks to draw: extract features first")
@@ -92,6 +97,13 @@ def plot_history(backbones: Any, path: str | os.PathLike[str]) -> None:
     ------
     UsageError
         If a backbone was not fine-tuned, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> skin = deepfeat.finetune("photos", mine, "skin.keras", head_epochs=2, epochs=0, progress=False)
+    >>> deepfeat.plot_history(skin, "history.png")
     """
     listed = backbones if isinstance(backbones, list | tuple) else [backbones]
     without = [backbone.name for backbone in listed if backbone.history.empty]

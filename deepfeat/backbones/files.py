@@ -71,8 +71,13 @@ def load_backbone(
 
     Examples
     --------
-    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")      # doctest: +SKIP
-    >>> deepfeat.extract("photos", mine)                                   # doctest: +SKIP
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> mine.input_size
+    (32, 32)
+    >>> store = deepfeat.extract("photos", mine, "features.h5", progress=False)
+    >>> store.features("mine").shape
+    (24, 16)
     """
     file = Path(path)
     if file.suffix not in (".keras", ".onnx") or not file.is_file():

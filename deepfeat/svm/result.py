@@ -74,6 +74,17 @@ class SVMResult:
         By which the threshold was chosen.
     provenance : dict
         What the numbers came from: versions, store, blocks, digests of rows and folds, arguments, seconds.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> result = deepfeat.fit_svm("skin.h5", backbones="EfficientNetLite0", cv=3)
+    >>> result.evaluated_on, list(result.per_class.index)
+    ('out-of-fold', ['MEL', 'NV'])
+    >>> result.predictions[["label", "predicted"]].shape
+    (24, 2)
+    >>> result.pipeline.predict(deepfeat.open_features("skin.h5").features("EfficientNetLite0", ["mel01"])).shape
+    (1,)
     """
 
     pipeline: Pipeline
@@ -125,12 +136,29 @@ class SVMResult:
 
         Examples
         --------
-        >>> result.save("skin.deepfeat")                                   # doctest: +SKIP
+        >>> import deepfeat
+        >>> result = deepfeat.fit_svm("skin.h5", backbones="EfficientNetLite0", cv=3)
+        >>> result.save("melanoma.deepfeat")
+        >>> deepfeat.load("melanoma.deepfeat").classes
+        ['MEL', 'NV']
         """
         write_bundle(self, path, weights)
 
     def summary(self) -> str:
-        """Describe the result in a few lines of text."""
+        """Describe the result in a few lines of text.
+
+        Returns
+        -------
+        str
+            Features, what was chosen, metrics with their intervals, each class, and what a reader should know.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> print(deepfeat.fit_svm("skin.h5", cv=3).summary())
+        features   EfficientNetLite0 + colour (1286 columns)
+        chosen     C=...
+        """
         best = self.cv_results.loc[self.cv_results["rank"].idxmin()]
         params = ", ".join(f"{name}={value!r}" for name, value in self.best_params.items())
         width = sum(self.blocks.values())
@@ -206,8 +234,11 @@ class SVMResult:
 
         Examples
         --------
-        >>> result = deepfeat.fit_svm("features.h5")                        # doctest: +SKIP
-        >>> result.report("report.html", explain=deepfeat.explain_images)   # doctest: +SKIP
+        >>> import deepfeat
+        >>> result = deepfeat.fit_svm("skin.h5", backbones="EfficientNetLite0", cv=3)
+        >>> result.report("report.html", method="pca", n_errors=4)
+
+        With ``explain=deepfeat.explain_images`` the errors have activation maps.
         """
         from deepfeat.report import write_report
 
@@ -238,6 +269,11 @@ class SVMResult:
         ------
         UsageError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> deepfeat.fit_svm("skin.h5", cv=3).plot("curves.png")
         """
         from deepfeat.plots import draw_result
 

@@ -147,9 +147,15 @@ def finetune(
 
     Examples
     --------
-    >>> table = deepfeat.split_table(deepfeat.read_folder("photos"))              # doctest: +SKIP
-    >>> skin = deepfeat.finetune(table, "EfficientNetLite0", "skin.keras")         # doctest: +SKIP
-    >>> deepfeat.extract(table, skin, "features.h5")                               # doctest: +SKIP
+    >>> import deepfeat
+    >>> table = deepfeat.split_table(deepfeat.read_folder("photos"), test_size=0.25)
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> skin = deepfeat.finetune(table, mine, "skin.keras", head_epochs=1, epochs=1, progress=False)
+    >>> skin.classes, skin.history["phase"].tolist()
+    (['MEL', 'NV'], ['head', 'finetune'])
+    >>> store = deepfeat.extract(table, skin, "features.h5", progress=False)
+    >>> int(store.seen("skin").sum())  # the images of the test are new to the network
+    18
     """
     given = dict(locals())
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
@@ -194,9 +200,13 @@ def finetune_folds(
 
     Examples
     --------
-    >>> networks = deepfeat.finetune_folds(table, "EfficientNetLite0", "skin.keras", cv=5)   # doctest: +SKIP
-    >>> [network.name for network in networks]                                          # doctest: +SKIP
-    ['skin@fold0', 'skin@fold1', 'skin@fold2', 'skin@fold3', 'skin@fold4']
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> networks = deepfeat.finetune_folds("photos", mine, "skin.keras", cv=2, head_epochs=1, epochs=0, progress=False)
+    >>> [network.name for network in networks]
+    ['skin@fold0', 'skin@fold1']
+    >>> [len(network.trained_on.images) for network in networks]
+    [12, 12]
     """
     unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(Settings)})
     if unknown:
