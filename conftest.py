@@ -37,6 +37,12 @@ def scene(tmp_path_factory):
     return tmp_path_factory.mktemp("scene")
 
 
+@pytest.fixture(scope="session")
+def example_file(scene):
+    """Make one of `MAKERS`, which is not to be changed."""
+    return lambda name: make(scene, name)
+
+
 @pytest.fixture(autouse=True)
 def example_folder(request, tmp_path, monkeypatch):
     """Run an example of a docstring where the files are that it names."""
@@ -45,7 +51,7 @@ def example_folder(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in MAKERS:
         if name in request.node.dtest.docstring:
-            made = make(request.getfixturevalue("scene"), name)
+            made = request.getfixturevalue("example_file")(name)
             (shutil.copytree if made.is_dir() else shutil.copy)(made, tmp_path / name)
 
 

@@ -23,6 +23,7 @@ from deepfeat.datasets import as_table
 from deepfeat.errors import DataError, DataWarning, UsageError
 from deepfeat.extraction import build_network, count_cores, extract
 from deepfeat.images import Preparation, stream_images
+from deepfeat.interruption import interruptible
 from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
 from deepfeat.splits import merge_groups
 from deepfeat.store import FeatureStore
@@ -43,6 +44,7 @@ _PROBE_GRID = {"C": [1e-3]}
 _PROBE_FOLDS = 5
 
 
+@interruptible("nothing was kept, and the same call begins again")
 def benchmark(
     images: Any,
     backbones: str | Backbone | Sequence[str | Backbone],

@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (DeepfeatError, OSError) as error:
         return _complain(error, 1)
-    except KeyboardInterrupt:
-        print("deepfeat: stopped; what was computed is stored, and the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        left = getattr(interruption, "__notes__", ["nothing was changed"])
+        print(f"deepfeat: stopped; {left[0]}", file=sys.stderr)
         return 130
     return 0
 

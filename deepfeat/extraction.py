@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import PIL
-from tqdm.auto import tqdm
 
 from deepfeat import __version__
 from deepfeat.backbones.network import check_choice, model_digest
@@ -29,6 +28,8 @@ from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataWarning, ImageError, UsageError
 from deepfeat.images import VIEWS, FileStamp, LoadedImage, Preparation, stamp_file, stream_images
+from deepfeat.interruption import interruptible
+from deepfeat.progress import progress_bar
 from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
 from deepfeat.runtimes.startup import paused_collection
 from deepfeat.store import (
@@ -137,6 +138,9 @@ def extract(
     ...     "photos", "EfficientNetLite0", "features.h5", views=["original", "hflip"], progress=False
     ... )
     >>> store.blocks[["name", "dim", "done"]]
+                          name   dim  done
+    0        EfficientNetLite0  1280    24
+    1  EfficientNetLite0@hflip  1280    24
     """
     if on_error not in ("record", "raise"):
         msg = f"on_error is {on_error!r}: use 'record' or 'raise'"
@@ -148,7 +152,8 @@ def extract(
     chosen = as_backbones(backbones)
     table = as_table(images)
     options = _Options(batch_size, runtime, resolved, shown, dtype, on_error, progress)
-    with StoreWriter(cache) as writer:
+    left = f"what was computed is in {os.fspath(cache)}, and the same call goes on from there"
+    with interruptible(left), StoreWriter(cache) as writer:
         rows = writer.add_images(table)
         paths = dict(zip(rows.tolist(), table["path"], strict=True))
         stamps = {row: stamp_file(path) for row, path in paths.items()}
@@ -213,7 +218,7 @@ def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options) 
     loaded = stream_images(wanted, workers=workers, ahead=2 * size + workers)
     names = ", ".join(run.name for run in runs)
     with (
-        tqdm(total=len(rows), desc=names, unit="image", disable=not options.progress or not rows) as bar,
+        progress_bar(len(rows), names, "image", shown=options.progress and bool(rows)) as bar,
         ThreadPoolExecutor(1, "deepfeat network") as network,
     ):
         computing: list[Callable[[], None]] = []

@@ -70,6 +70,10 @@ def load(
     >>> import deepfeat
     >>> classifier = deepfeat.load("skin.deepfeat")
     >>> classifier.predict(["photos/MEL/mel01.png", "photos/NV/nv01.png"])[["label"]]
+                         label
+    image_id
+    photos/MEL/mel01.png   MEL
+    photos/NV/nv01.png      NV
     """
     return Classifier(read_bundle(path), backbones, runtime)
 
@@ -348,8 +352,8 @@ class Classifier:
         >>> import deepfeat
         >>> classifier = deepfeat.load("skin.deepfeat")
         >>> explanation = classifier.explain("photos/MEL/mel01.png", "MEL")
-        >>> explanation.total.shape
-        (32, 32)
+        >>> explanation.label, explanation.total.shape  # the evidence at each place of the feature maps
+        ('MEL', (7, 7))
         """
         if label is not None and label not in self.classes:
             msg = f"label is {label!r}: the classes are {', '.join(map(repr, self.classes))}"

@@ -89,7 +89,7 @@ def import_features(
     Parameters
     ----------
     features : ndarray of shape (n, dim), or mapping of name to such
-        In the order of the table's rows.
+        Of any dtype of real numbers, which is stored as float32; in the order of the table's rows.
     table : pandas.DataFrame
         With ``image_id`` and, where known, path, label, group and split.
     cache : path
@@ -167,8 +167,8 @@ def read_features(
     Returns
     -------
     table : pandas.DataFrame
-    features : dict of str to ndarray
-        One array under the name of the file.
+    features : dict of str to ndarray of shape (n, dim)
+        One array under the name of the file, with the dtype that it has there.
 
     Raises
     ------

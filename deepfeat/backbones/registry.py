@@ -65,6 +65,8 @@ class Backbone:
         What happens to the aspect ratio, see `deepfeat.images.resize_image`.
     seed : int
         Seed of random weights.
+    network : deepfeat.backbones.network.Network, optional
+        What the name stands for; found by the name if None, as everybody but `load_backbone` leaves it.
 
     Raises
     ------

@@ -18,6 +18,9 @@ from deepfeat.backbones.network import GEM_FLOOR, GEM_P
 from deepfeat.errors import BackboneError
 from deepfeat.runtimes.startup import paused_collection, quiet_start
 
+# TensorFlow tells of what it does well later, too; its errors stay.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
     import keras as keras  # other modules take Keras from here, so that it starts the quiet way
     from keras import ops as ops

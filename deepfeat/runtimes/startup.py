@@ -40,7 +40,7 @@ def quiet_start() -> Iterator[None]:
         os.dup2(sink.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(stderr, 2)
             sink.seek(0)
             os.write(2, sink.read())

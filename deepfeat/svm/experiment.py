@@ -14,6 +14,7 @@ from sklearn.svm import SVC, LinearSVC
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import evaluate_predictions
 from deepfeat.fusion import FUSIONS, VIEW_RULES
+from deepfeat.interruption import interruptible
 from deepfeat.ledger import record_fit
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
@@ -31,6 +32,7 @@ ENGINES = ("auto", "sklearn")
 _ENGINE_NAMES = {LinearSVC: "newton", SVC: "libsvm on kept kernels"}
 
 
+@interruptible("nothing was recorded, the features are as they were, and the same call begins again")
 def fit_svm(
     features: Any,
     *,

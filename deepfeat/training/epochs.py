@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
-from tqdm.auto import tqdm
 
 from deepfeat.errors import BackboneError
+from deepfeat.progress import progress_bar
 from deepfeat.runtimes.keras import keras
 from deepfeat.training.augmentation import augment
 from deepfeat.training.checkpoints import Checkpoints, State
@@ -273,7 +273,7 @@ class _Bar(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, title: str, steps: int, shown: bool) -> None:
         super().__init__()
-        self._bar = tqdm(total=steps, desc=title, unit="batch", leave=False, disable=not shown)
+        self._bar = progress_bar(steps, title, "batch", shown=shown, leave=False)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._bar.update(1)

@@ -17,6 +17,7 @@ from deepfeat.backbones.manifest import Manifest, manifest_path, read_manifest
 from deepfeat.backbones.network import file_digest
 from deepfeat.errors import UsageError
 from deepfeat.extraction import versions
+from deepfeat.interruption import interruptible
 from deepfeat.provenance import TrainedOn
 from deepfeat.runtimes.keras import keras
 from deepfeat.runtimes.selection import resolve
@@ -179,12 +180,14 @@ def finetune_folds(
 
     Parameters
     ----------
-    images, backbone, progress
+    images, backbone
         As in `finetune`.
     path : path
         For "skin.keras" the networks are skin@fold0.keras, skin@fold1.keras and so on.
     cv : int, splitter or iterable of (train, test)
         Folds; stratified, and grouped where images have groups.
+    progress : bool
+        As in `finetune`.
     **settings
         As in `finetune`.
 
@@ -241,7 +244,8 @@ def _train_one(
     settings = dataclasses.replace(settings, precision=resolve("keras", settings.precision)[1])
     weights = digest_weights(base)
     run = _run_digest(samples, base, weights, settings)
-    with Lock(file):
+    left = f"the epochs that are done are kept beside {file}, and the same call goes on with the next"
+    with interruptible(left), Lock(file):
         if _is_finished(file, run):
             logger.info("%s is finished", file)
             return load_backbone(file)
