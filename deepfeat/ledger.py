@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from deepfeat.display import describe, draw_table
 from deepfeat.errors import DataError, DataWarning, StoreError, UsageError
 from deepfeat.evaluation import Evaluation, evaluate_predictions, scored_rows
 from deepfeat.operating_points import Wish, choose_threshold, read_wish
@@ -125,6 +126,11 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"<Ledger {str(self.path)!r}: {len(self)} fits>"
+
+    def _repr_html_(self) -> str:
+        columns = ["created", "blocks", "best_params", "positive", "evaluated_on", "balanced_accuracy"]
+        newest = self.table.iloc[::-1].reindex(columns=columns)
+        return describe(f"Ledger {self.path}: {len(self)} fits, the newest first", draw_table(newest))
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from deepfeat.backbones.network import (
 from deepfeat.backbones.onnx import declared_size
 from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
+from deepfeat.runtimes.startup import start_keras
 
 if TYPE_CHECKING:
     import keras
@@ -134,6 +135,7 @@ def _onnx_network(file: Path, size: tuple[int, int], preprocessing: Preprocessin
 
 
 def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
+    start_keras()
     import keras
 
     from deepfeat.backbones.response_normalisation import LocalResponseNormalization

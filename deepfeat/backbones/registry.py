@@ -27,6 +27,7 @@ from deepfeat.backbones.onnx import onnx_digest
 from deepfeat.errors import UsageError
 from deepfeat.images import PIXELS_VERSION, RESIZE_POLICIES
 from deepfeat.provenance import TrainedOn
+from deepfeat.runtimes.startup import start_keras
 
 if TYPE_CHECKING:
     import keras
@@ -152,6 +153,7 @@ class Backbone:
         >>> deepfeat.Backbone("DeepCNN", weights=None, input_size=32).build().input_shape
         (None, 32, 32, 3)
         """
+        start_keras()
         if self.weights is None:
             model = self.network.build(self.input_shape)
             randomise(model, self.seed)

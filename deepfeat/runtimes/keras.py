@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Container
 from typing import Any
@@ -16,16 +14,13 @@ import numpy as np
 from deepfeat.backbones import Backbone, Preprocessing
 from deepfeat.backbones.network import GEM_FLOOR, GEM_P
 from deepfeat.errors import BackboneError
-from deepfeat.runtimes.startup import paused_collection, quiet_start
+from deepfeat.runtimes.startup import start_keras
 
-# TensorFlow tells of what it does well later, too; its errors stay.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+start_keras()
 
-with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
-    import keras as keras  # other modules take Keras from here, so that it starts the quiet way
-    from keras import ops as ops
-
-    ops.zeros(1)  # looks for devices
+# Other modules take Keras from here, so that it starts the quiet way.
+import keras as keras  # noqa: E402
+from keras import ops as ops  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

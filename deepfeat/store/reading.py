@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from joblib import cpu_count
 
+from deepfeat.display import describe, draw_table
 from deepfeat.errors import DamageError, StoreError
 from deepfeat.provenance import TrainedOn
 from deepfeat.store.journal import View, viewing
@@ -116,6 +117,12 @@ class FeatureStore:
     def __repr__(self) -> str:
         names = ", ".join(block.name for block in self.structure.blocks) or "no blocks"
         return f"<FeatureStore {str(self.path)!r}: {self.n_images} images, {names}>"
+
+    def _repr_html_(self) -> str:
+        columns = ["name", "dim", "dtype", "done", "missing", "failed"]
+        return describe(
+            f"FeatureStore {self.path}: {self.n_images} images", draw_table(self.blocks[columns], index=False)
+        )
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 
 from deepfeat.bootstrap import PER_CLASS
 from deepfeat.bundle import write_bundle
+from deepfeat.display import describe, draw_notes, draw_table
 
 if TYPE_CHECKING:
     from deepfeat.report.gallery import Explain
@@ -112,6 +113,15 @@ class SVMResult:
 
     def __repr__(self) -> str:
         return f"<SVMResult on {', '.join(self.blocks)}: {self._headline()}>"
+
+    def _repr_html_(self) -> str:
+        params = ", ".join(f"{name}={value!r}" for name, value in self.best_params.items())
+        return describe(
+            f"SVMResult on {' + '.join(self.blocks)}, {params}: {self._headline()}",
+            draw_table(_with_intervals(self.metrics)),
+            draw_table(self.per_class[[*PER_CLASS, "support"]]),
+            draw_notes(self.warnings),
+        )
 
     def save(self, path: str | os.PathLike[str], weights: str | os.PathLike[str] | Sequence[Any] = ()) -> None:
         """Write the classifier into one file, which `deepfeat.load` reads without running anything in it.
