@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0, 1 if the work failed, 2 for wrong use, 130 if interrupted, 141 if nobody reads the output any more.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    _complete(parser)
+    arguments = parser.parse_args(argv)
     try:
         with warnings.catch_warnings(), _shown_log():
             warnings.simplefilter("always", DataWarning)
@@ -51,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"deepfeat: stopped; {left[0]}", file=sys.stderr)
         return 130
     return 0
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks what may come next, see `deepfeat completion`; that ends the process."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -353,6 +363,16 @@ def doctor(arguments: argparse.Namespace) -> None:
         raise DeepfeatError(msg)
 
 
+def completion(arguments: argparse.Namespace) -> None:
+    """Print what has a shell complete commands, options, names of networks and blocks, and files."""
+    try:
+        import argcomplete
+    except ImportError as error:
+        msg = "completion needs the package argcomplete: run `pip install 'deepfeat[completion]'`"
+        raise DeepfeatError(msg) from error
+    print(argcomplete.shellcode(["deepfeat"], shell=arguments.shell))
+
+
 def store_info(arguments: argparse.Namespace) -> None:
     """Show what a feature store holds."""
     import deepfeat
@@ -521,6 +541,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_explain(commands)
     _add_store(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -587,6 +608,11 @@ def _add_doctor(commands: Any) -> None:
     command.add_argument("--n-images", type=int, help="to be extracted, for an estimate of the store's size")
     command.add_argument("--dim", type=int, default=1280, help="of all embeddings of an image (default: 1280)")
     command.add_argument("--json", action="store_true")
+
+
+def _add_completion(commands: Any) -> None:
+    command = _command(commands, "completion", completion, 'eval "$(deepfeat completion bash)"  # in ~/.bashrc')
+    command.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def _add_fit(commands: Any) -> None:
@@ -670,7 +696,8 @@ def _add_store(commands: Any) -> None:
     command = _command(store, "export", store_export, "deepfeat store export features.h5 features.parquet")
     command.add_argument("cache", help="feature store")
     command.add_argument("output", help="file to write: .parquet, .npz or .csv")
-    command.add_argument("--backbone", action="append", help="block to write, by name or key; may be repeated")
+    action = command.add_argument("--backbone", action="append", help="block to write, by name or key; may be repeated")
+    _complete_from(action, _blocks)
 
     command = _command(store, "import", store_import, "deepfeat store import features.h5 vit.npy --csv labels.csv")
     command.add_argument("cache", help="feature store to make or extend")
@@ -689,12 +716,13 @@ def _add_compare(commands: Any) -> None:
     command = _command(commands, "compare", compare, "deepfeat compare features.h5 --backbone VGG16 --backbone A+B")
     command.add_argument("cache", help="feature store")
     command.add_argument("--ledger", action="store_true", help="list the fits that were recorded, the best first")
-    command.add_argument(
+    action = command.add_argument(
         "--backbone",
         action="append",
         metavar="NAME[+NAME]",
         help="blocks of one candidate; to be repeated (default: each block alone, and all joined)",
     )
+    _complete_from(action, _blocks)
     command.add_argument("--metric", default="balanced_accuracy", help="(default: balanced_accuracy)")
     command.add_argument("--label", help="compare the metric of this class")
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
@@ -710,23 +738,30 @@ def _add_compare(commands: Any) -> None:
 def _add_looks(store: Any) -> None:
     command = _command(store, "duplicates", store_duplicates, "deepfeat store duplicates features.h5 --csv pairs.csv")
     command.add_argument("cache", help="feature store")
-    command.add_argument("--backbone", action="append", help="block, by name or key; may be repeated (default: all)")
+    action = command.add_argument(
+        "--backbone", action="append", help="block, by name or key; may be repeated (default: all)"
+    )
+    _complete_from(action, _blocks)
     command.add_argument("--threshold", type=float, default=0.9, help="least cosine of a pair (default: 0.9)")
     command.add_argument("--csv", metavar="FILE", help="write the pairs here, for `deepfeat fit --duplicates`")
     command.add_argument("--json", action="store_true")
     command = _command(store, "similarity", store_similarity, "deepfeat store similarity features.h5 --plot cka.png")
     command.add_argument("cache", help="feature store")
-    command.add_argument("--backbone", action="append", help="block, by name or key; may be repeated (default: all)")
+    action = command.add_argument(
+        "--backbone", action="append", help="block, by name or key; may be repeated (default: all)"
+    )
+    _complete_from(action, _blocks)
     command.add_argument("--plot", metavar="FILE", help="draw a heat map: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true")
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    action = command.add_argument(
         "--backbone",
         action="append",
         help="block to use, by name or key, or NAME@folds for all folds of a network; may be repeated (default: all)",
     )
+    _complete_from(action, _blocks)
     command.add_argument(
         "--choose", metavar="top-N|all-subsets", help="choose blocks by cross-validation: the N best alone, or any set"
     )
@@ -784,18 +819,20 @@ def _add_finetune_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--plot", metavar="FILE", help="draw loss and accuracy: .png, .svg or .pdf")
-    command.add_argument("--backbone", required=True, metavar="NAME[=WEIGHTS]", help="as for extract")
+    action = command.add_argument("--backbone", required=True, metavar="NAME[=WEIGHTS]", help="as for extract")
+    _complete_from(action, _networks)
     _add_network_options(command)
 
 
 def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -> None:
-    command.add_argument(
+    action = command.add_argument(
         "--backbone",
         action="append",
         required=required,
         metavar="NAME[=WEIGHTS]",
         help="network, or a .keras or .onnx file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
     )
+    _complete_from(action, _networks)
     _add_network_options(command)
 
 
@@ -873,6 +910,26 @@ def _read_table(arguments: argparse.Namespace) -> Any:
             split=arguments.split_column,
         )
     return deepfeat.read_folder(arguments.images)
+
+
+def _complete_from(action: argparse.Action, names: Callable[..., list[str]]) -> None:
+    """Let a shell complete the values of an option from what a function of ``prefix`` and ``parsed_args`` names."""
+    action.completer = names  # type: ignore[attr-defined]
+
+
+def _networks(**_: Any) -> list[str]:
+    import deepfeat
+
+    return list(deepfeat.list_backbones().index)
+
+
+def _blocks(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Names of the blocks of the store that the command line has so far."""
+    import deepfeat
+
+    with contextlib.suppress(DeepfeatError):
+        return list(dict.fromkeys(deepfeat.open_features(parsed_args.cache).blocks["name"]))
+    return []
 
 
 def _batch_size(text: str) -> int | str:
