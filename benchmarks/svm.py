@@ -122,7 +122,6 @@ def all_runs() -> dict[str, Run]:
         runs[f"ham10000-{task}-deepfeat"] = 2, partial(run_store, positive, 2, fits)
         for C in HAM_SAMPLE:
             runs[f"ham10000-{task}-cells-C{C:g}"] = 1, partial(run_store_cells, positive, C)
-    runs["ham10000-MEL-deepfeat-blas"] = 2, partial(run_store, "MEL", None, [{}])
     runs["ham10000-MEL-subsets"] = 2, partial(run_store, "MEL", 2, [{"backbones": "all-subsets"}])
     runs["isic2019-deepfeat"] = 2, run_isic2019
     return runs
@@ -581,7 +580,6 @@ def report_ham10000(done: dict[str, Any]) -> list[str]:
     if not lines:
         return []
     subsets, one = done.get("ham10000-MEL-subsets"), done.get("ham10000-MEL-deepfeat")
-    blas = done.get("ham10000-MEL-deepfeat-blas")
     return [
         "## HAM10000: 10,015 images, 3,072 columns, eight values of C from 1e-6 to 10, two cores",
         "",
@@ -593,7 +591,6 @@ def report_ham10000(done: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *lines,
         "",
-        *([f"With n_jobs=None, BLAS on both cores, MEL takes {blas['seconds']:.1f} s."] if blas else []),
         *([describe_subsets(subsets, one), ""] if subsets and one else [""]),
         "Fits one after the other in one process, and the products of columns that each had to compute:",
         "",

@@ -3,6 +3,12 @@
 The cluster bootstrap of Field and Welsh (2007), Bootstrapping clustered data, J. R. Statist. Soc. B 69: as many groups
 as there are, drawn with replacement, each with all its images. A resample is a row of counts, one for each image, and
 every metric is computed for many rows at once, as scikit-learn computes it with the counts as sample weights.
+
+Predictions of cross-validation are not independent, since each fold's classifier was taught by the other folds. Of k
+folds, Nadeau and Bengio (2003), Inference for the generalization error, Machine Learning 52 (the corrected resampled
+t statistic), give the mean score a variance of 1 + k / (k - 1) times that of independent images. A resample of so many
+times fewer groups has just that variance, and stays within the bounds of each metric (Bickel, Götze and van Zwet 1997,
+Statistica Sinica 7, on resamples that are smaller than the sample).
 """
 
 from __future__ import annotations
@@ -23,7 +29,9 @@ N_BINS = 15
 PER_CLASS = ("precision", "recall", "f1", "specificity", "auroc", "average_precision")
 
 
-def draw_counts(groups: Sequence[Any] | np.ndarray, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def draw_counts(
+    groups: Sequence[Any] | np.ndarray, n_resamples: int = 1000, seed: int = 0, n_folds: int = 1
+) -> np.ndarray:
     """Draw groups with replacement.
 
     Parameters
@@ -32,6 +40,8 @@ def draw_counts(groups: Sequence[Any] | np.ndarray, n_resamples: int = 1000, see
         Equal for images that stay together.
     n_resamples : int
     seed : int
+    n_folds : int
+        Folds whose predictions are put together: of two or more, fewer groups are drawn than there are, see above.
 
     Returns
     -------
@@ -40,9 +50,11 @@ def draw_counts(groups: Sequence[Any] | np.ndarray, n_resamples: int = 1000, see
     """
     codes, names = pd.factorize(np.asarray(groups))
     rng = np.random.default_rng(seed)
+    excess = n_folds / (n_folds - 1) if n_folds > 1 else 0
+    n_drawn = max(1, round(len(names) / (1 + excess)))
     counts = np.empty((n_resamples, len(codes)), np.uint16)
     for row in counts:
-        drawn = rng.integers(len(names), size=len(names))
+        drawn = rng.integers(len(names), size=n_drawn)
         row[:] = np.bincount(drawn, minlength=len(names))[codes]
     return counts
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from deepfeat.bootstrap import PER_CLASS, draw_counts, percentile_interval, resampled_metrics
 from deepfeat.errors import DataError, UsageError
-from deepfeat.evaluation import probabilities_of, scored_rows, strata_of
+from deepfeat.evaluation import count_folds, probabilities_of, scored_rows, strata_of
 from deepfeat.ledger import Entry
 from deepfeat.store import FeatureStore, open_features
 from deepfeat.svm import SVMResult, fit_svm
@@ -75,7 +75,7 @@ def compare(
     share of resamples on the far side of 0, which is the level of the interval that just touches 0; one is added to
     both counts, so that p is never 0 (Davison and Hinkley 1997, Bootstrap methods and their application). The
     correction is that of Holm (1979), A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6.
-    The classifiers are taken as they are: another training set is not simulated, see docs/statistics.md.
+    In cross-validation fewer groups are drawn than there are, since folds teach one another, see docs/statistics.md.
 
     Where the parameters were chosen on the images that score them, the candidate with more to choose from has the
     advantage: hold out a test or pass ``nested=True``.
@@ -98,7 +98,7 @@ def compare(
         raise UsageError(msg)
     rows = _same_rows(fits)
     first = next(iter(rows.values()))
-    counts = draw_counts(first["group"].to_numpy(), n_resamples, seed)
+    counts = draw_counts(first["group"].to_numpy(), n_resamples, seed, count_folds(first))
     # The images themselves are resampled along, in the first row.
     counts = np.vstack([np.ones_like(counts[:1]), counts])
     replicates = {name: _replicates(fits[name], table, counts, metric, label) for name, table in rows.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.bootstrap import N_BINS, draw_counts, percentile_interval
-from deepfeat.evaluation import probabilities_of, scored_rows
+from deepfeat.evaluation import count_folds, probabilities_of, scored_rows
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
@@ -88,7 +88,7 @@ def take_scores(result: SVMResult) -> Scores:
         guess=pd.Categorical(rows["predicted"], classes).codes.astype(int),
         decision=rows[classes].to_numpy(float),
         probabilities=probabilities_of(rows, classes),
-        counts=draw_counts(rows["group"].to_numpy(), N_RESAMPLES),
+        counts=draw_counts(rows["group"].to_numpy(), N_RESAMPLES, n_folds=count_folds(rows)),
     )
 
 

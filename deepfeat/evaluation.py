@@ -53,6 +53,7 @@ def evaluate(
     groups: Sequence[Any] | None = None,
     probabilities: np.ndarray | None = None,
     strata: Sequence[Any] | np.ndarray | None = None,
+    n_folds: int = 1,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -76,6 +77,8 @@ def evaluate(
         Images whose decision values are of one classifier: AUROC and average precision compare those alone, and are
         weighted means over the strata (by the number of pairs, and of positive images). Values of classifiers with
         different parameters have different scales, and ranked together they would seem worse than they are.
+    n_folds : int
+        Folds of a cross-validation whose predictions these are, which makes intervals wider; 1 for a test.
     n_resamples : int
         Resamples of the bootstrap; 0 for no intervals.
     seed : int
@@ -91,8 +94,9 @@ def evaluate(
 
     Notes
     -----
-    The intervals are the middle 95 % of a bootstrap that draws whole groups, see `deepfeat.bootstrap`. They tell what
-    other images of the same kind would do to the number, with the classifier as it is.
+    The intervals are the middle 95 % of a bootstrap that draws whole groups, see `deepfeat.bootstrap`. For a test they
+    tell what other images of the same kind would do to the number, with the classifier as it is. Folds teach one
+    another, and the number of groups drawn makes up for it as Nadeau and Bengio (2003) have it.
     """
     names = list(classes)
     truth = pd.Categorical(list(labels), names).codes.astype(int)
@@ -111,7 +115,7 @@ def evaluate(
     per_class = pd.DataFrame(each, index=pd.Index(names, name="class"))
     per_class["support"] = confusion.sum(axis=1)
     if n_resamples:
-        counts = draw_counts(np.arange(len(truth)) if groups is None else groups, n_resamples, seed)
+        counts = draw_counts(np.arange(len(truth)) if groups is None else groups, n_resamples, seed, n_folds)
         ranked_in = None if strata is None else np.asarray(strata)
         overall, replicates = resampled_metrics(truth, guess, decision, counts, chosen, probabilities, ranked_in)
         metrics["low"], metrics["high"] = percentile_interval(overall[metrics.index].to_numpy())
@@ -153,10 +157,14 @@ def evaluate_predictions(
     positive: Any,
     evaluated_on: str,
     *,
+    n_folds: int | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Score the rows of a table such as ``SVMResult.predictions`` that are to be scored; see `evaluate`."""
+    """Score the rows of a table such as ``SVMResult.predictions`` that are to be scored; see `evaluate`.
+
+    ``n_folds`` is that of the table if None.
+    """
     scored = scored_rows(predictions, evaluated_on)
     return evaluate(
         scored["label"].tolist(),
@@ -167,6 +175,7 @@ def evaluate_predictions(
         groups=scored["group"].to_numpy(),
         strata=strata_of(scored, evaluated_on),
         probabilities=probabilities_of(scored, classes),
+        n_folds=count_folds(scored) if n_folds is None else n_folds,
         n_resamples=n_resamples,
         seed=seed,
     )
@@ -181,6 +190,11 @@ def scored_rows(predictions: pd.DataFrame, evaluated_on: str) -> pd.DataFrame:
 def strata_of(scored: pd.DataFrame, evaluated_on: str) -> np.ndarray | None:
     """Fold of each image where each fold's classifier has its own parameters, see `evaluate`."""
     return scored["fold"].to_numpy() if evaluated_on == "nested" else None
+
+
+def count_folds(scored: pd.DataFrame) -> int:
+    """Number of classifiers that the predictions are of: one, for a test."""
+    return int(scored["fold"].nunique())
 
 
 def probabilities_of(scored: pd.DataFrame, classes: Sequence[Any]) -> np.ndarray | None:

@@ -29,7 +29,7 @@ import pandas as pd
 
 from deepfeat.display import describe, draw_table
 from deepfeat.errors import DataError, DataWarning, StoreError, UsageError
-from deepfeat.evaluation import Evaluation, evaluate_predictions, scored_rows
+from deepfeat.evaluation import Evaluation, count_folds, evaluate_predictions, scored_rows
 from deepfeat.operating_points import Wish, choose_threshold, read_wish
 from deepfeat.store.journal import sync, sync_folder
 
@@ -232,11 +232,12 @@ class Ledger:
         predictions = table.predictions
         if wish is not None:
             scored = scored.assign(predicted=_decide(predictions, scored, table.classes, chosen, wish))
+        n_folds = count_folds(scored)
         scored = scored[_among(scored.index, subset)]
         if scored.empty:
             raise DataError("none of the images to score is in the subset: pass ids, or a Series of bool by image id")
         return evaluate_predictions(
-            scored, table.classes, chosen, table.evaluated_on, n_resamples=n_resamples, seed=seed
+            scored, table.classes, chosen, table.evaluated_on, n_folds=n_folds, n_resamples=n_resamples, seed=seed
         )
 
 

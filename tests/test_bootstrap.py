@@ -26,6 +26,21 @@ def test_groups_are_drawn_whole_and_as_many_as_there_are():
     assert (counts != draw_counts(groups, 500, seed=2)).any()
 
 
+@pytest.mark.parametrize(("n_folds", "variance"), [(1, 1), (2, 3), (5, 2.25), (10, 19 / 9), (900, 1 + 900 / 899)])
+def test_variance_of_pooled_folds_is_that_of_nadeau_and_bengio(n_folds, variance):
+    rng = np.random.default_rng(n_folds)
+    right = rng.random(900) < 0.7
+    counts = draw_counts(np.arange(900), 20_000, 0, n_folds).astype(float)
+    means = counts @ right / counts.sum(axis=1)
+    np.testing.assert_allclose(means.mean(), right.mean(), atol=1e-3)
+    np.testing.assert_allclose(means.var(), variance * right.var() / 900, rtol=0.05)
+
+
+def test_one_group_is_drawn_of_one_or_two():
+    assert draw_counts(["a", "a"], 3, 0, 2).tolist() == [[1, 1]] * 3
+    assert draw_counts(["a", "b"], 20, 0, 5).sum(axis=1).tolist() == [1] * 20
+
+
 def test_interval_leaves_out_undefined_replicates():
     replicates = np.column_stack([np.arange(101.0), np.full(101, np.nan)])
     replicates[3, 0] = np.nan

@@ -64,7 +64,7 @@ def test_interval_and_p_are_of_paired_resamples_of_whole_groups(results):
     drawn = [
         sk.balanced_accuracy_score(good["label"], good["predicted"], sample_weight=weight)
         - sk.balanced_accuracy_score(blind["label"], blind["predicted"], sample_weight=weight)
-        for weight in draw_counts(good["group"], 150, 5)
+        for weight in draw_counts(good["group"], 150, 5, n_folds=3)
     ]
     np.testing.assert_allclose([row["low"], row["high"]], np.quantile(drawn, [0.025, 0.975]), rtol=1e-6)
     assert row["p"] == pytest.approx(2 / 151)

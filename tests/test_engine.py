@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.datasets import make_classification
@@ -290,6 +291,38 @@ def test_memory_that_does_not_suffice_is_said_with_the_ways_out(kernel):
 def test_memory_for_the_linear_kernel_alone_is_said():
     with pytest.raises(UsageError, match="kernel='linear', which needs"):
         deepfeat.fit_svm(problem("tall"), kernel="rbf", max_memory=100_000)
+
+
+# 1,000 rows of 100 float32 features: 1.36 MB a thread for two classes; for four, 1.24 MB and 0.12 MB a thread.
+@pytest.mark.parametrize(
+    ("n_jobs", "n_classes", "megabytes", "expected"),
+    [
+        (None, 2, 100, 4),
+        (None, 2, 4.2, 3),
+        (-1, 2, 2, 1),
+        (2, 2, 4, 2),
+        (None, 4, 1.5, 2),
+        (None, 4, 1.37, 1),
+        (7, 4, 100, 5),
+    ],
+)
+def test_threads_are_as_many_as_memory_and_tasks_allow(monkeypatch, n_jobs, n_classes, megabytes, expected):
+    monkeypatch.setattr(resources, "effective_n_jobs", lambda n: {None: 1, -1: 4}.get(n, n))
+    size = resources.Size(1000, 100, 4, n_classes)
+    assert resources.count_threads(n_jobs, LinearSVC(), size, 5, megabytes * 1e6) == expected
+
+
+def test_threads_that_were_asked_for_are_not_made_fewer_unsaid():
+    with pytest.raises(UsageError, match=r"in 4 thread\(s\) need 0.0 GB .*: use a smaller n_jobs, a larger max_memory"):
+        resources.count_threads(4, LinearSVC(), resources.Size(1000, 100, 4, 2), 5, 4e6)
+    with pytest.raises(UsageError, match="n_jobs is 0: use a number of threads"):
+        deepfeat.fit_svm(problem("tall"), n_jobs=0)
+
+
+def test_threads_of_a_joblib_context_are_kept_to():
+    size = resources.Size(1000, 100, 4, 2)
+    with joblib.parallel_config("threading", n_jobs=3):
+        assert resources.count_threads(None, LinearSVC(), size, 5, 1e9) == 3
 
 
 @pytest.mark.parametrize("value", [0, -1.0])

@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 
 import deepfeat
 from deepfeat.errors import DataError, DataWarning, StoreError, UsageError
+from deepfeat.evaluation import evaluate
 
 GRID = {"param_grid": {"C": [0.01]}, "cv": 3}
 
@@ -135,6 +136,20 @@ def test_subset_is_scored_alone(recorded):
     by_flags = ledger.evaluate(name, subset=pd.Series(table.index.isin(chosen), table.index))
     assert by_ids.metrics["value"]["accuracy"] == pytest.approx(expected)
     pd.testing.assert_frame_equal(by_ids.metrics, by_flags.metrics)
+
+
+def test_images_of_one_fold_have_the_interval_of_a_cross_validation(recorded):
+    ledger, name, result = recorded
+    fold = result.predictions[result.predictions["fold"] == 0]
+    found = ledger.evaluate(name, subset=fold.index).metrics
+    decision = fold[result.classes].to_numpy()
+    n_folds = result.predictions["fold"].nunique()
+    wide, narrow = (
+        evaluate(fold["label"], fold["predicted"], decision, result.classes, groups=fold["group"], n_folds=n).metrics
+        for n in (n_folds, 1)
+    )
+    pd.testing.assert_frame_equal(found, wide)
+    assert (found["high"] - found["low"])["accuracy"] > 1.2 * (narrow["high"] - narrow["low"])["accuracy"]
 
 
 @pytest.mark.parametrize(

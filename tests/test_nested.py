@@ -8,6 +8,7 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 import deepfeat
 from deepfeat.errors import UsageError
+from deepfeat.evaluation import evaluate, scored_rows
 from deepfeat.splits import make_folds, merge_groups
 
 GRID = {"C": [1e-4, 1e-2, 1.0]}
@@ -43,6 +44,27 @@ def test_nested_predictions_are_those_of_a_fit_on_each_outer_part():
         np.testing.assert_allclose(rows["probability malignant"], chances, rtol=1e-5)
         assert result.nested_choices.loc[number, "C"] == alone.best_params["C"]
         assert result.nested_choices.loc[number, "threshold"] == pytest.approx(alone.threshold)
+
+
+@pytest.mark.parametrize(
+    ("options", "on", "n_folds"),
+    [({}, "out-of-fold", 4), ({"nested": True}, "nested", 4), ({"test": 0.4, "nested": True}, "test", 1)],
+)
+def test_intervals_of_folds_are_wider_than_those_of_a_test(options, on, n_folds):
+    result = deepfeat.fit_svm(lesions(), cv=4, param_grid={"C": [0.01]}, **{"test": None, **options})
+    assert result.evaluated_on == on
+    scored = scored_rows(result.predictions, on)
+    expected = evaluate(
+        scored["label"],
+        scored["predicted"],
+        scored[result.classes].to_numpy(),
+        result.classes,
+        groups=scored["group"],
+        strata=scored["fold"] if on == "nested" else None,
+        n_folds=n_folds,
+    )
+    pd.testing.assert_frame_equal(result.metrics, expected.metrics)
+    pd.testing.assert_frame_equal(result.per_class, expected.per_class, check_names=False)
 
 
 def test_optimism_is_plain_less_nested():

@@ -133,7 +133,8 @@ def fit_svm(
     max_memory : float, optional
         Bytes that the engine may use for what it computes; half of the machine's memory if None.
     n_jobs : int, optional
-        Threads, as in joblib, each with one BLAS thread. One with all BLAS threads if None.
+        Threads, each with one BLAS thread; with None or -1 one per core, or fewer where memory would not suffice. With
+        ``engine="sklearn"``, processes, as in joblib.
     seed : int
         Of splits, folds and LinearSVC.
     ledger : bool or path

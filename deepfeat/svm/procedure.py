@@ -16,7 +16,7 @@ from deepfeat.evaluation import class_scores
 from deepfeat.operating_points import Wish, choose_threshold
 from deepfeat.splits import Fold
 from deepfeat.svm.calibration import cross_calibrate, fit_calibrator, probabilities
-from deepfeat.svm.resources import Resources, check_memory, take_products
+from deepfeat.svm.resources import Resources, Size, count_threads, take_products
 from deepfeat.svm.samples import Samples
 from deepfeat.svm.search import Search, exact_search, grid_search, make_grid, make_pipeline
 from deepfeat.svm.selection import choose_blocks, is_choice
@@ -105,10 +105,10 @@ class Procedure:
             Numbers within ``rows``.
         """
         y = samples.target[rows]
-        self._check_memory(samples, len(rows))
+        n_threads = self._count_threads(samples, len(rows), len(folds))
 
         def search(chosen: Samples, X: np.ndarray) -> Search:
-            return self._search(chosen, X, y, folds)
+            return self._search(chosen, X, y, folds, n_threads)
 
         tried = None
         if is_choice(self.backbones):
@@ -130,21 +130,25 @@ class Procedure:
         threshold = self._choose(y[tested], decision[tested, 1])
         return Learned(samples, found, tried, calibrator, threshold, outcome)
 
-    def _search(self, samples: Samples, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold]) -> Search:
+    def _search(self, samples: Samples, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold], n_threads: int) -> Search:
         widths = list(samples.blocks.values())
         grid = make_grid(self.kernel, self.param_grid, self.class_weight, sum(widths))
         pipeline = make_pipeline(self.svm, self.fusion, widths, len(samples.views), self.views)
         if self.engine == "sklearn":
             return grid_search(pipeline, grid, X, y, folds, self.scoring, self.n_jobs)
-        use = Resources(take_products(self.max_memory), widths, self.n_jobs)
+        use = Resources(take_products(self.max_memory), widths, n_threads)
         extend = isinstance(self.param_grid, str)
         return exact_search(pipeline, grid, X, y, folds, self.scoring, use, extend=extend, refit=self.refit)
 
-    def _check_memory(self, samples: Samples, n_rows: int) -> None:
-        if self.engine != "sklearn":
-            stacked = len(samples.views) if self.views in ("augment", "vote") else 1
-            columns = samples.X.shape[1] // len(samples.views)
-            check_memory(self.svm, n_rows * stacked, columns, samples.X.dtype.itemsize, self.max_memory)
+    def _count_threads(self, samples: Samples, n_rows: int, n_folds: int) -> int:
+        """Threads of the engine, for which there is memory."""
+        if self.engine == "sklearn":
+            return 1
+        stacked = len(samples.views) if self.views in ("augment", "vote") else 1
+        columns, n_classes = samples.X.shape[1] // len(samples.views), len(np.unique(samples.target))
+        size = Size(n_rows * stacked, columns, samples.X.dtype.itemsize, n_classes)
+        n_tasks = n_folds if n_classes == 2 else max(n_classes, n_folds)
+        return count_threads(self.n_jobs, self.svm, size, n_tasks, self.max_memory)
 
     def _check_folds(self, fold: np.ndarray) -> None:
         if len(np.unique(fold)) < 2 and (self.calibrate is not None or isinstance(self.threshold, Wish)):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.svm import SVC, LinearSVC
@@ -30,13 +29,13 @@ class Resources:
     products : Products
     widths : sequence of int
         Columns of each feature block.
-    n_jobs : int or None
-        Threads, as in joblib.
+    n_jobs : int
+        Threads.
     """
 
     products: Products
     widths: Sequence[int]
-    n_jobs: int | None
+    n_jobs: int
 
 
 _PRODUCTS = Products(0)
@@ -48,16 +47,58 @@ def take_products(max_memory: float | None) -> Products:
     return _PRODUCTS
 
 
-def check_memory(svm: LinearSVC | SVC, n: int, d: int, itemsize: int, max_memory: float | None) -> None:
-    """Refuse a fit whose matrices do not fit into memory, and say what would.
+class Needs(NamedTuple):
+    """Bytes that a fit takes: once, and again for each thread."""
 
-    Parameters
+    shared: float
+    each: float
+
+    def of(self, n_threads: int) -> float:
+        """Bytes that so many threads take."""
+        return self.shared + n_threads * self.each
+
+
+class Size(NamedTuple):
+    """What the memory of a fit depends on.
+
+    Attributes
     ----------
-    svm : LinearSVC or SVC
     n, d : int
         Rows and columns of the features.
     itemsize : int
         Bytes of one feature.
+    n_classes : int
+        Threads take a fold each where there are two, and else a class each.
+    """
+
+    n: int
+    d: int
+    itemsize: int
+    n_classes: int
+
+    def linear(self) -> Needs:
+        """Bytes for LinearSVC: rows scaled, with the intercept, and turned; products of columns, copies, factors."""
+        rows, square = 3 * self.n * self.d * self.itemsize, min(self.n, self.d) ** 2 * self.itemsize
+        return Needs(0, rows + 4 * square) if self.n_classes == 2 else Needs(rows + square, 3 * square)
+
+    def kernel(self) -> Needs:
+        """Bytes for SVC: squared distances or products, the kernel in float64, and the features."""
+        needed = self.n**2 * (self.itemsize + 8) + self.n * self.d * self.itemsize
+        return Needs(0, needed) if self.n_classes == 2 else Needs(needed, 0)
+
+
+def count_threads(n_jobs: int | None, svm: LinearSVC | SVC, size: Size, n_tasks: int, max_memory: float | None) -> int:
+    """Threads that a fit has, or a refusal if its matrices do not fit into memory.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        Taken at its word where it is above 0, as joblib takes it. Else as many as there are cores and memory for, or
+        as many as ``joblib.parallel_config`` says.
+    svm : LinearSVC or SVC
+    size : Size
+    n_tasks : int
+        More threads than that are of no use.
     max_memory : float or None
         Bytes; half of the machine's memory if None.
 
@@ -70,24 +111,33 @@ def check_memory(svm: LinearSVC | SVC, n: int, d: int, itemsize: int, max_memory
     if not bound > 0:
         msg = f"max_memory is {max_memory!r}: use a number of bytes above 0"
         raise UsageError(msg)
-    # Rows scaled, with the intercept, and turned; products of columns, their copy and a factor. Or squared distances
-    # or products, the kernel in float64, and libsvm's cache.
-    linear = (3 * n * d + 4 * min(n, d) ** 2) * itemsize
-    kernel = n * n * (itemsize + 8) + n * d * itemsize
-    needed = linear if isinstance(svm, LinearSVC) else kernel
-    if needed <= bound:
-        return
-    ways = "a larger max_memory, fewer rows, or engine='sklearn', which is slow"
-    if needed == kernel and linear <= bound:
-        ways = f"kernel='linear', which needs {linear / 1e9:.1f} GB, {ways}"
-    msg = f"{n:,} rows of {d:,} features need {needed / 1e9:.1f} GB and max_memory is {bound / 1e9:.1f} GB: use {ways}"
+    if n_jobs == 0:
+        raise UsageError("n_jobs is 0: use a number of threads, or -1 for one per core")
+    needs = size.linear() if isinstance(svm, LinearSVC) else size.kernel()
+    told = effective_n_jobs(n_jobs)
+    threads = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
+    if n_jobs is None or n_jobs < 0:
+        threads = next((fewer for fewer in range(threads, 1, -1) if needs.of(fewer) <= bound), 1)
+    if needs.of(threads) <= bound:
+        return threads
+    ways = ["a larger max_memory", "fewer rows", "engine='sklearn', which is slow"]
+    if isinstance(svm, SVC) and size.linear().of(1) <= bound:
+        ways.insert(0, f"kernel='linear', which needs {size.linear().of(1) / 1e9:.1f} GB")
+    if needs.of(1) <= bound:
+        ways.insert(0, "a smaller n_jobs")
+    msg = (
+        f"{size.n:,} rows of {size.d:,} features in {threads} thread(s) need {needs.of(threads) / 1e9:.1f} GB and "
+        f"max_memory is {bound / 1e9:.1f} GB: use {', '.join(ways[:-1])} or {ways[-1]}"
+    )
     raise UsageError(msg)
 
 
 def in_threads(tasks: Iterable[Callable[[], T]], n_jobs: int | None) -> list[T]:
-    """Call functions in threads that share memory, each with one BLAS thread; BLAS has all cores where there is one."""
-    several = effective_n_jobs(n_jobs) > 1
-    with threadpool_limits(1, "blas") if several else contextlib.nullcontext():
+    """Call functions in threads that share memory, each with one BLAS thread.
+
+    More BLAS threads wait for one another in products as small as these (docs/selection.md).
+    """
+    with threadpool_limits(1, "blas"):
         return list(Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(task)() for task in tasks))
 
 
