@@ -108,6 +108,7 @@ def extract(arguments: argparse.Namespace) -> None:
 
 def fit(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM on a feature store."""
+    _check_outputs(arguments.report, arguments.predictions, arguments.save, picture=arguments.plot)
     result = _fit(arguments)
     if arguments.report:
         result.report(arguments.report)
@@ -139,6 +140,7 @@ def fit(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM, and write all about it as one HTML page."""
+    _check_outputs(arguments.output)
     result = _fit(arguments)
     result.report(
         arguments.output,
@@ -150,6 +152,18 @@ def report(arguments: argparse.Namespace) -> None:
         title=arguments.title,
     )
     print(f"wrote {arguments.output}")
+
+
+def _check_outputs(*files: str | None, picture: str | None = None) -> None:
+    """Refuse files that could not be written before the work begins, and not after it."""
+    for file in filter(None, files):
+        if not Path(file).parent.is_dir():
+            msg = f"cannot write {file}: there is no folder {str(Path(file).parent)!r}"
+            raise UsageError(msg)
+    if picture is not None:
+        from deepfeat.plots import check_picture
+
+        check_picture(picture)
 
 
 def _explain(arguments: argparse.Namespace) -> Any:
@@ -230,6 +244,8 @@ def explain(arguments: argparse.Namespace) -> None:
     """Draw where in an image the decision value of a class comes from."""
     import deepfeat
 
+    _check_outputs(picture=arguments.output)
+
     given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
     classifier = deepfeat.load(arguments.model, given, runtime=arguments.runtime)
     names = {str(name): name for name in classifier.classes}
@@ -243,6 +259,8 @@ def explain(arguments: argparse.Namespace) -> None:
 def finetune(arguments: argparse.Namespace) -> None:
     """Train a backbone on labelled images, and keep it with what is known of the training."""
     import deepfeat
+
+    _check_outputs(picture=arguments.plot)
 
     names = [
         *("positive", "head_epochs", "epochs", "patience", "batch_size", "head_learning_rate", "learning_rate"),
@@ -301,6 +319,8 @@ def _number_or_name(text: str) -> float | str:
 def bench(arguments: argparse.Namespace) -> None:
     """Measure the speed, size and score of backbones on some of the images."""
     import deepfeat
+
+    _check_outputs(picture=arguments.plot)
 
     table = deepfeat.benchmark(
         _read_table(arguments),
@@ -515,6 +535,8 @@ def store_similarity(arguments: argparse.Namespace) -> None:
     """Show which blocks say the same, by linear centred kernel alignment."""
     import deepfeat
 
+    _check_outputs(picture=arguments.plot)
+
     table = deepfeat.linear_cka(arguments.cache, arguments.backbone)
     if arguments.plot:
         deepfeat.plot_similarity(table, arguments.plot)
@@ -526,7 +548,9 @@ def store_similarity(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="deepfeat", description="Extract image features once; fit SVMs on them in seconds."
+        prog="deepfeat",
+        description="Extract image features once; fit SVMs on them in seconds.",
+        epilog="first steps: deepfeat demo, then deepfeat COMMAND --help; deepfeat doctor looks at the machine",
     )
     parser.add_argument("--version", action="version", version=f"deepfeat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -563,15 +587,17 @@ def _add_extract(commands: Any) -> None:
         "--cache", default="features.h5", help="feature store to make or extend (default: features.h5)"
     )
     _add_label_options(command)
-    command.add_argument("--batch-size", type=_batch_size, default="auto")
+    command.add_argument("--batch-size", type=_batch_size, default="auto", help="images at once (default: as measured)")
     _add_runtime_options(command)
     command.add_argument(
         "--view", action="append", metavar="VIEW", help="original, hflip, rot90, center, …; may be repeated"
     )
     command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored features")
-    command.add_argument("--on-error", default="record", choices=("record", "raise"))
+    command.add_argument(
+        "--on-error", default="record", choices=("record", "raise"), help="for a bad image (default: record)"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_bench(commands: Any) -> None:
@@ -583,9 +609,9 @@ def _add_bench(commands: Any) -> None:
     _add_label_options(command)
     _add_runtime_options(command)
     command.add_argument("--n-images", dest="images_drawn", type=int, default=512, help="to draw (default: 512)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--plot", metavar="FILE", help="draw score against speed: .png, .svg or .pdf")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_finetune(commands: Any) -> None:
@@ -599,7 +625,7 @@ def _add_finetune(commands: Any) -> None:
     _add_finetune_options(command)
     _add_label_options(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -607,12 +633,12 @@ def _add_doctor(commands: Any) -> None:
     command.add_argument("--cache", default="features.h5", help="feature store to be made (default: features.h5)")
     command.add_argument("--n-images", type=int, help="to be extracted, for an estimate of the store's size")
     command.add_argument("--dim", type=int, default=1280, help="of all embeddings of an image (default: 1280)")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_completion(commands: Any) -> None:
     command = _command(commands, "completion", completion, 'eval "$(deepfeat completion bash)"  # in ~/.bashrc')
-    command.add_argument("shell", choices=("bash", "zsh", "fish"))
+    command.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose code is printed")
 
 
 def _add_fit(commands: Any) -> None:
@@ -630,7 +656,7 @@ def _add_fit(commands: Any) -> None:
         metavar="FILE",
         help="with --save: .keras or .weights.h5 file that is to travel along; may be repeated",
     )
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_report(commands: Any) -> None:
@@ -681,7 +707,7 @@ def _add_store(commands: Any) -> None:
     )
     command = _command(store, "info", store_info, "deepfeat store info features.h5")
     command.add_argument("cache", help="feature store")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
     command = _command(store, "verify", store_verify, "deepfeat store verify features.h5 --sample 32")
     command.add_argument("cache", help="feature store")
     command.add_argument("--repair", action="store_true", help="declare damaged rows missing, to be extracted again")
@@ -691,7 +717,7 @@ def _add_store(commands: Any) -> None:
     command = _command(store, "merge", store_merge, "deepfeat store merge all.h5 part1.h5 part2.h5")
     command.add_argument("target", help="feature store to make or extend")
     command.add_argument("sources", nargs="+", help="feature stores, which stay as they are")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
     command = _command(store, "export", store_export, "deepfeat store export features.h5 features.parquet")
     command.add_argument("cache", help="feature store")
@@ -708,7 +734,7 @@ def _add_store(commands: Any) -> None:
     command.add_argument("--image-column", default="image", help="ids in the CSV (default: image)")
     command.add_argument("--label-column", help="labels in the CSV")
     command.add_argument("--group-column", help="patient or lesion in the CSV")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
     _add_looks(store)
 
 
@@ -731,8 +757,8 @@ def _add_compare(commands: Any) -> None:
     command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
     command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
     command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_looks(store: Any) -> None:
@@ -744,7 +770,7 @@ def _add_looks(store: Any) -> None:
     _complete_from(action, _blocks)
     command.add_argument("--threshold", type=float, default=0.9, help="least cosine of a pair (default: 0.9)")
     command.add_argument("--csv", metavar="FILE", help="write the pairs here, for `deepfeat fit --duplicates`")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
     command = _command(store, "similarity", store_similarity, "deepfeat store similarity features.h5 --plot cka.png")
     command.add_argument("cache", help="feature store")
     action = command.add_argument(
@@ -752,7 +778,7 @@ def _add_looks(store: Any) -> None:
     )
     _complete_from(action, _blocks)
     command.add_argument("--plot", metavar="FILE", help="draw a heat map: .png, .svg or .pdf")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
@@ -763,17 +789,36 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     )
     _complete_from(action, _blocks)
     command.add_argument(
-        "--choose", metavar="top-N|all-subsets", help="choose blocks by cross-validation: the N best alone, or any set"
+        "--choose",
+        type=_sets_of_blocks,
+        metavar="top-N|all-subsets",
+        help="choose blocks by cross-validation: the N best alone, or any set",
     )
-    command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
-    command.add_argument("--views", default="average", choices=("average", "augment", "vote", "none"))
-    command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
-    command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
-    command.add_argument("--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"))
+    command.add_argument(
+        "--fusion",
+        default="concat",
+        choices=("concat", "average", "aligned", "late"),
+        help="of blocks (default: concat)",
+    )
+    command.add_argument(
+        "--views",
+        default="average",
+        choices=("average", "augment", "vote", "none"),
+        help="of images (default: average)",
+    )
+    command.add_argument("--kernel", default="linear", choices=("linear", "rbf"), help="(default: linear)")
+    command.add_argument(
+        "--loss", default="squared_hinge", choices=("squared_hinge", "hinge"), help="(default: squared_hinge)"
+    )
+    command.add_argument(
+        "--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"), help="(default: by kernel)"
+    )
     command.add_argument("--C", type=float, nargs="+", help="values to try")
     command.add_argument("--gamma", type=float, nargs="+", help="values to try, for the rbf kernel")
     command.add_argument("--widen", action="store_true", help="widen the default grid while the best is at its edge")
-    command.add_argument("--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"))
+    command.add_argument(
+        "--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"), help="values to try"
+    )
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
     command.add_argument("--test", default="split", help="'split' (stored test rows), a share such as 0.2, or 'none'")
     command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
@@ -781,7 +826,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", default="auto", choices=("auto", "sklearn"), help="what solves the SVMs")
     command.add_argument("--max-memory", type=float, metavar="GB", help="(default: half of the machine's)")
     command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
     command.add_argument(
         "--calibrate", choices=("sigmoid", "isotonic"), help="decision values to probabilities by this"
@@ -801,23 +846,31 @@ def _add_finetune_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--test", type=float, help="share of the images for a test split, which training never sees")
     command.add_argument("--folds", type=int, help="train one network without each of so many folds")
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
-    command.add_argument("--unfreeze", default="0.3", help="share of layers that learn, or the first (default: 0.3)")
+    command.add_argument(
+        "--unfreeze",
+        default="0.3",
+        help="share of layers that learn, or the name of the first that does (default: 0.3)",
+    )
     command.add_argument("--head-epochs", type=int, default=3, help="of the classifier alone (default: 3)")
     command.add_argument("--epochs", type=int, default=50, help="at most, of the unfrozen layers (default: 50)")
     command.add_argument("--patience", type=int, default=8, help="epochs without a lower loss (default: 8)")
-    command.add_argument("--batch-size", type=int, default=32)
-    command.add_argument("--head-learning-rate", type=float, default=1e-3)
-    command.add_argument("--learning-rate", type=float, default=1e-4)
-    command.add_argument("--schedule", default="plateau", choices=("plateau", "cyclical", "constant"))
-    command.add_argument("--imbalance", default="class_weight", choices=("class_weight", "resample", "none"))
+    command.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
+    command.add_argument("--head-learning-rate", type=float, default=1e-3, help="of the first phase (default: 1e-3)")
+    command.add_argument("--learning-rate", type=float, default=1e-4, help="of the second (default: 1e-4)")
+    command.add_argument(
+        "--schedule", default="plateau", choices=("plateau", "cyclical", "constant"), help="of the learning rate"
+    )
+    command.add_argument(
+        "--imbalance", default="class_weight", choices=("class_weight", "resample", "none"), help="of classes"
+    )
     kinds = ("flip", "rotate", "color")
     command.add_argument("--augment", nargs="+", default=kinds, choices=(*kinds, "none"), help="(default: all)")
     command.add_argument("--l2", type=float, default=1e-4, help="penalty on weights (default: 1e-4)")
     command.add_argument("--dropout", type=float, default=0.3, help="before the classifier (default: 0.3)")
     command.add_argument("--embedding-dim", type=int, help="width of an embedding that several networks share")
     command.add_argument("--val-size", type=float, default=0.15, help="share that tells when to stop (default: 0.15)")
-    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the network")
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--plot", metavar="FILE", help="draw loss and accuracy: .png, .svg or .pdf")
     action = command.add_argument("--backbone", required=True, metavar="NAME[=WEIGHTS]", help="as for extract")
     _complete_from(action, _networks)
@@ -837,7 +890,7 @@ def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -
 
 
 def _add_classifier_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
+    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"), help="what runs networks")
     _add_backbone_options(command, required=False)
 
 
@@ -845,7 +898,12 @@ def _add_network_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layer", action="append", help="named layer instead of the network's output; may be repeated"
     )
-    command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
+    command.add_argument(
+        "--pooling",
+        default="avg",
+        choices=("avg", "max", "gem", "flatten", "none"),
+        help="of feature maps (default: avg)",
+    )
     command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
     command.add_argument("--resize", choices=("squash", "crop", "pad"), help="(default: squash)")
     command.add_argument(
@@ -865,7 +923,7 @@ def _add_label_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_runtime_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
+    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"), help="what runs networks")
     command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the network")
 
 
@@ -933,7 +991,19 @@ def _blocks(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
 
 
 def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text)
+    msg = f"it is {text!r}: use 'auto' or a number of images"
+    raise argparse.ArgumentTypeError(msg)
+
+
+def _sets_of_blocks(text: str) -> str:
+    from deepfeat.svm.selection import is_choice
+
+    if is_choice(text):
+        return text
+    msg = f"it is {text!r}: use 'all-subsets', or 'top-N' such as 'top-2'"
+    raise argparse.ArgumentTypeError(msg)
 
 
 def _read_pairs(path: str | None) -> Any:

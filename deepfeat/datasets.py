@@ -80,7 +80,7 @@ def read_folder(root: str | os.PathLike[str]) -> pd.DataFrame:
     """
     names, others = _list_images(root)
     if not names:
-        found = f"{len(others)} other files" if others else "nothing"
+        found = f"{len(others)} other file(s)" if others else "nothing"
         msg = f"no images found in {os.fspath(root)!r}, only {found}: expected one sub-folder of images per class"
         raise DataError(msg)
     parts = [PurePosixPath(name).parts for name in names]

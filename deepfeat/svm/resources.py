@@ -115,7 +115,7 @@ def count_threads(n_jobs: int | None, svm: LinearSVC | SVC, size: Size, n_tasks:
         raise UsageError("n_jobs is 0: use a number of threads, or -1 for one per core")
     needs = size.linear() if isinstance(svm, LinearSVC) else size.kernel()
     told = effective_n_jobs(n_jobs)
-    threads = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
+    threads: int = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
     if n_jobs is None or n_jobs < 0:
         threads = next((fewer for fewer in range(threads, 1, -1) if needs.of(fewer) <= bound), 1)
     if needs.of(threads) <= bound:
