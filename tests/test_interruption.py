@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,19 +20,19 @@ SECONDS, N_IMAGES = 120, 96
 
 
 def start(*command, cwd):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """Begin a process in a group of its own, as a shell does."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, start_new_session=True, **pipes)
 
 
 def interrupt(process, ready):
-    """Send SIGINT as soon as something is there, and wait for the end."""
+    """Send SIGINT to the whole group, as a terminal does, as soon as something is there, and wait for the end."""
     deadline = time.monotonic() + SECONDS
     while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     return process.communicate(timeout=SECONDS)
 
 
@@ -87,7 +88,7 @@ import sys, threading, deepfeat
 from deepfeat.cli import main
 deepfeat.fit_svm
 threading.Timer(0.3, lambda: open("ready", "w").close()).start()
-sys.exit(main(["fit", "features.h5", "--kernel", "rbf", "--engine", "sklearn", "--nested", "--test", "none"]))
+sys.exit(main(["fit", "features.h5", "--kernel", "rbf", "--nested", "--test", "none"]))
 """
 
 
