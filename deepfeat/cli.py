@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     _complete(parser)
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
     arguments = parser.parse_args(argv)
     try:
         with warnings.catch_warnings(), _shown_log():

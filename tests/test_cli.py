@@ -224,6 +224,15 @@ def test_help_has_an_example(command, capsys):
     assert f"example: deepfeat {' '.join(command)}" in capsys.readouterr().out
 
 
+def test_no_command_shows_all_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["deepfeat"])
+    assert main() == main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "bring a feature store up to date" in captured.err
+    assert "first steps: deepfeat demo" in captured.err
+
+
 def options(parser, path=()):
     """Every option and argument of every command."""
     for action in parser._actions:

@@ -106,9 +106,9 @@ def test_fit_says_that_nothing_was_recorded(tmp_path):
     assert n_done(tmp_path / "features.h5") == n
 
 
-def test_finetune_keeps_the_epochs_that_are_done(photos, tmp_path, example_file):
+def test_finetune_keeps_the_epochs_that_are_done(tmp_path, example_file):
     options = ("--backbone", example_file("mine.keras"), "--preprocess", "tf", "--epochs", 5000, "--patience", 5000)
-    process = start("-m", "deepfeat.cli", "finetune", photos, *options, cwd=tmp_path)
+    process = start("-m", "deepfeat.cli", "finetune", example_file("photos"), *options, cwd=tmp_path)
     checkpoint = tmp_path / "finetuned.keras.training" / "last.npz"
     errors = interrupt(process, checkpoint.exists)[1]
     assert process.returncode == 130

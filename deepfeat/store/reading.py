@@ -706,8 +706,8 @@ class FeatureStore:
             Those of the block.
         positions : ndarray of shape (n,), int
             Row numbers, whose images are done.
-        out : ndarray of shape (n, *block.shape), float32; optional
-            Where the features are copied to.
+        out : ndarray of shape (n, ...), float32; optional
+            Where the features are copied to, each of the shape that the block has.
 
         Returns
         -------
