@@ -272,9 +272,8 @@ def log_busy(backbones: Iterable[LoadedBackbone]) -> None:
 
 
 def build_network(backbone: Backbone) -> keras.Model:
-    """Build a network after Keras has been started the quiet way."""
+    """Build a network while nothing else slows it."""
     with paused_collection():
-        importlib.import_module("deepfeat.runtimes.keras")
         return backbone.build()
 
 

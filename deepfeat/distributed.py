@@ -96,7 +96,8 @@ def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str
         logger.warning("the cluster has no workers yet: waiting for the first")
     try:
         with _clear_failures(client):
-            return client.submit(resolve, runtime, precision, pure=False).result()
+            resolved: tuple[str, str] = client.submit(resolve, runtime, precision, pure=False).result()
+            return resolved
     except ImportError as error:
         msg = f"the workers cannot import deepfeat ({error}): install deepfeat {__version__} there"
         raise ClusterError(msg) from error
@@ -183,7 +184,8 @@ def _send(client: Client, parcel: Parcel) -> Any:
 
 def _most_handed_out(client: Client) -> int:
     """The workers' threads are counted again and again, since clusters grow and shrink."""
-    return max(1, _PER_THREAD * sum(client.nthreads().values()))
+    threads: dict[str, int] = client.nthreads()
+    return max(1, _PER_THREAD * sum(threads.values()))
 
 
 class _Shards:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from deepfeat.backbones.network import check_choice, model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
@@ -35,6 +34,8 @@ from deepfeat.computation import (
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataWarning, ImageError, UsageError
 from deepfeat.images import VIEWS, FileStamp, LoadedImage, stamp_file
+from deepfeat.interruption import interruptible
+from deepfeat.progress import progress_bar
 from deepfeat.runtimes.selection import resolve
 from deepfeat.store import (
     DONE,
@@ -137,9 +138,20 @@ def extract(
 
     Examples
     --------
-    >>> store = deepfeat.extract("photos", "EfficientNetLite0")           # doctest: +SKIP
-    >>> store.features("EfficientNetLite0").shape                         # doctest: +SKIP
-    (920, 1280)
+    >>> import deepfeat
+    >>> store = deepfeat.extract("photos", "EfficientNetLite0", "features.h5", progress=False)
+    >>> store.features("EfficientNetLite0").shape
+    (24, 1280)
+
+    The same call again computes nothing; with more images, backbones or views it computes what is new.
+
+    >>> store = deepfeat.extract(
+    ...     "photos", "EfficientNetLite0", "features.h5", views=["original", "hflip"], progress=False
+    ... )
+    >>> store.blocks[["name", "dim", "done"]]
+                          name   dim  done
+    0        EfficientNetLite0  1280    24
+    1  EfficientNetLite0@hflip  1280    24
     """
     if on_error not in ("record", "raise"):
         msg = f"on_error is {on_error!r}: use 'record' or 'raise'"
@@ -151,7 +163,8 @@ def extract(
     table = as_table(images)
     resolved = _resolve_precision(runtime, precision, client)
     options = _Options(batch_size, runtime, resolved, shown, dtype, on_error, progress)
-    with StoreWriter(cache) as writer:
+    left = f"what was computed is in {os.fspath(cache)}, and the same call goes on from there"
+    with interruptible(left), StoreWriter(cache) as writer:
         rows = writer.add_images(table)
         paths = dict(zip(rows.tolist(), table["path"], strict=True))
         stamps = {row: stamp_file(path) for row, path in paths.items()}
@@ -189,7 +202,8 @@ def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[
     seen = np.array([(-1, -1) if s is None else (s.size, s.mtime_ns) for s in stamps.values()], np.int64)
     known = records[rows]
     changed = (known["size"] != seen[:, 0]) | (known["mtime_ns"] != seen[:, 1])
-    return rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
+    wanted: list[int] = rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -239,7 +253,7 @@ def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options, 
     plan = Plan([run.job for run in runs], [run.known for run in runs], [run.has_space for run in runs])
     names = ", ".join(run.name for run in runs)
     with (
-        tqdm(total=len(rows), desc=names, unit="image", disable=not options.progress or not rows) as bar,
+        progress_bar(len(rows), names, "image", shown=options.progress and bool(rows)) as bar,
         contextlib.closing(compute(plan, wanted)) as results,
     ):
         for computed in results:

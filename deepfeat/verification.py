@@ -51,6 +51,13 @@ def verify_sample(
     ------
     BackboneError
         If no given backbone has the weights and settings of a block.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> compared = deepfeat.verify_sample("skin.h5", 4, "EfficientNetLite0")
+    >>> int(compared["images"][0]), bool(compared["largest_difference"][0] < 1e-4)
+    (4, True)
     """
     store = open_features(cache)
     if backbones is None:

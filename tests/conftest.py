@@ -14,15 +14,6 @@ from deepfeat.store import DONE, RECORD, StoreWriter, open_features
 COLUMNS = ["image_id", "path", "label", "group", "split"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def conversions(tmp_path_factory):
-    """A folder of the tests' own for converted networks."""
-    folder = tmp_path_factory.mktemp("conversions")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPFEAT_CACHE", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="session")
 def make_spec():
     """Everything that decides a block's numbers, as `Backbone.specs` says it, with changes."""

@@ -17,8 +17,8 @@ import deepfeat
 from deepfeat.cli import main
 from deepfeat.curves import precision_recall, reliability, roc, take_scores
 from deepfeat.errors import DataError, DeepfeatError, StoreError, UsageError
+from deepfeat.markup import Markup, element, join
 from deepfeat.report.gallery import hardest_errors
-from deepfeat.report.markup import Markup, element, join
 from deepfeat.report.pictures import load_pictures, make_sheets, overlay, picture_source
 from deepfeat.report.projection import project
 

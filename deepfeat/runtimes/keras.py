@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Container
 from typing import Any
@@ -16,13 +14,13 @@ import numpy as np
 from deepfeat.backbones import Backbone, Preprocessing
 from deepfeat.backbones.network import GEM_FLOOR, GEM_P
 from deepfeat.errors import BackboneError
-from deepfeat.runtimes.startup import paused_collection, quiet_start
+from deepfeat.runtimes.startup import start_keras
 
-with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
-    import keras
-    from keras import ops
+start_keras()
 
-    ops.zeros(1)  # looks for devices
+# Other modules take Keras from here, so that it starts the quiet way.
+import keras as keras  # noqa: E402
+from keras import ops as ops  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +199,8 @@ def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
     if keras.backend.backend() == "tensorflow":
         from deepfeat.runtimes.tensorflow import freeze
 
-        return freeze(features)
+        frozen: Callable[[np.ndarray], list[Any]] = freeze(features)
+        return frozen
     if keras.backend.backend() == "jax":
         from deepfeat.runtimes.jax import share
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import get_scorer_names
 
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import evaluate_predictions
 from deepfeat.fusion import FUSIONS, VIEW_RULES
+from deepfeat.interruption import interruptible
 from deepfeat.ledger import record_fit
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
@@ -32,6 +35,7 @@ from deepfeat.svm.selection import is_choice
 ENGINES = ("auto", "sklearn")
 
 
+@interruptible("nothing was recorded, the features are as they were, and the same call begins again")
 def fit_svm(
     features: Any,
     *,
@@ -194,6 +198,7 @@ def fit_svm(
         refit=(refit, ENGINES),
         calibrate=(calibrate, (False, True, *METHODS)),
     )
+    _check_scoring(scoring)
     wish = _read_threshold(threshold, positive)
     svm = make_svm(kernel, loss, classifier, seed)
     grouping, named = Grouping(ungrouped, duplicates), None if is_choice(backbones) else backbones
@@ -343,6 +348,14 @@ def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
         if value not in allowed:
             msg = f"{name} is {value!r}: use one of {', '.join(map(repr, allowed))}"
             raise UsageError(msg)
+
+
+def _check_scoring(scoring: Any) -> None:
+    known = get_scorer_names()
+    if isinstance(scoring, str) and scoring not in known:
+        near = difflib.get_close_matches(scoring, known, 3) or ["balanced_accuracy", "f1_macro", "roc_auc_ovr"]
+        msg = f"scoring is {scoring!r}: use a scorer of scikit-learn such as {', '.join(map(repr, near))}"
+        raise UsageError(msg)
 
 
 def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:

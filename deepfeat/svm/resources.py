@@ -127,7 +127,7 @@ def count_threads(
     if n_jobs == 0:
         raise UsageError("n_jobs is 0: use a number of threads, or -1 for one per core")
     told = effective_n_jobs(n_jobs)
-    threads = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
+    threads: int = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
     if n_jobs is None or n_jobs < 0:
         threads = next((fewer for fewer in range(threads, 1, -1) if needs.of(fewer) <= bound), 1)
     if needs.of(threads) <= bound:

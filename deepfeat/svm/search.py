@@ -216,7 +216,7 @@ class FoldScores(NamedTuple):
     outcomes: list[tuple[np.ndarray, np.ndarray]]
 
 
-class _Decided(ClassifierMixin, BaseEstimator):
+class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that has decided already, for scorers."""
 
     def __init__(self, classes: np.ndarray, decision: np.ndarray, predicted: np.ndarray) -> None:
@@ -348,7 +348,8 @@ class Scores:
         return float(self._scorer(estimator, decision if self._decided else self._take(test), self._y[test]))
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
-        return self._X[rows]
+        taken: np.ndarray = self._X[rows]
+        return taken
 
     def table(self, grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
         """Return one row per candidate, see `Search`."""

@@ -49,7 +49,7 @@ class Samples:
     @property
     def names(self) -> np.ndarray:
         """Class of each image."""
-        return np.array(self.classes, object)[self.labels]
+        return np.asarray(np.array(self.classes, object)[self.labels])
 
     def take(self, rows: np.ndarray) -> Samples:
         """Some of the images."""
