@@ -3,9 +3,11 @@
     python benchmarks/scaling.py cores PHOTOS --copies 48
     python benchmarks/scaling.py caller
     python benchmarks/scaling.py fit features.h5
+    python benchmarks/scaling.py cost --price 0.05
 
-`cores` extracts with the network alone and with clusters of one and two workers, which have opened it before. `caller`
-has workers give features without computing any, so that only the caller and the way to it limit the rate.
+`cores` extracts without Dask and with clusters of one and two workers, which have opened the network before. `caller`
+has workers give features without computing any, so that only the caller and the way to it limit the rate. `cost` works
+out a million images from the rates in docs/results/extraction.md.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import functools
 import itertools
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -31,8 +34,12 @@ import deepfeat
 from deepfeat import computation, distributed
 from deepfeat.images import FileStamp, LoadedImage
 
-#: Processes and threads of each; the first is the ratio's base.
-CLUSTERS = {"1 worker, 1 thread": (1, 1), "1 worker, 2 threads": (1, 2), "2 workers, 1 thread each": (2, 1)}
+#: Cores of each worker, which has as many threads; the first is the ratio's base.
+CLUSTERS: dict[str, list[set[int]]] = {
+    "1 worker on a core": [{0}],
+    "1 worker on both cores": [{0, 1}],
+    "2 workers on a core each": [{0}, {1}],
+}
 DIM = 1280
 
 
@@ -53,6 +60,9 @@ def main() -> None:
     fit.add_argument("cache", type=Path)
     fit.add_argument("--rounds", type=int, default=3)
     fit.set_defaults(run=measure_fit)
+    cost = commands.add_parser("cost")
+    cost.add_argument("--price", type=float, default=0.05, help="of a core for an hour")
+    cost.set_defaults(run=print_cost)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n")
@@ -76,22 +86,34 @@ def measure_cores(arguments: argparse.Namespace) -> None:
         for number in range(arguments.rounds):
             cache = folder / f"{number}.h5"
             rates.setdefault("without Dask", []).append(len(photos) / seconds(lambda c=cache: extract(photos, cache=c)))
-            for name, (n_workers, n_threads) in CLUSTERS.items():
+            for name, cores in CLUSTERS.items():
                 started = time.perf_counter()
-                with make_cluster(n_workers, n_threads) as cluster, Client(cluster) as client:
-                    extract(photos[: 64 * n_workers], cache=folder / f"{name}{number}.first", client=client)
+                with make_cluster(len(cores), len(cores[0])) as cluster, Client(cluster) as client:
+                    pin(client, cores)
+                    extract(photos[: 64 * len(cores)], cache=folder / f"{name}{number}.first", client=client)
                     starts.setdefault(name, time.perf_counter() - started)
                     there, cpu = folder / f"{name}{number}.h5", time.process_time()
                     took = seconds(lambda t=there, c=client: extract(photos, cache=t, client=c))
                     used.setdefault(name, []).append((time.process_time() - cpu) / len(photos))
                     rates.setdefault(name, []).append(len(photos) / took)
         difference = compare(here, deepfeat.open_features(there), arguments.network)
-    base = statistics.median(rates["1 worker, 1 thread"])
+    base = statistics.median(rates[next(iter(CLUSTERS))])
     print("| | images/s | ratio | caller, CPU ms an image | start, s |\n| --- | --- | --- | --- | --- |")
     for name, values in rates.items():
         cpu = f"{1000 * statistics.median(used[name]):.2f} | {starts[name]:.1f}" if name in used else " | "
         print(f"| {name} | {statistics.median(values):.1f} | {statistics.median(values) / base:.2f} | {cpu} |")
     print(f"\nLargest difference of features over the largest feature, with and without Dask: {difference:.1e}.")
+
+
+def pin(client: Client, cores: list[set[int]]) -> None:
+    """Keep all threads of each worker on cores; those that it starts later inherit them."""
+
+    def keep(some: set[int]) -> None:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), some)
+
+    for worker, some in zip(client.nthreads(), cores, strict=True):
+        client.run(keep, some, workers=[worker])
 
 
 def multiply(photos: Path, folder: Path, copies: int) -> list[Path]:
@@ -183,6 +205,16 @@ def measure_fit(arguments: argparse.Namespace) -> None:
 
 def import_fit() -> None:
     deepfeat.fit_svm  # noqa: B018
+
+
+def print_cost(arguments: argparse.Namespace) -> None:
+    """Core hours and price of a million images, from the first table of the speed of extraction, of two cores."""
+    text = Path(__file__).parents[1].joinpath("docs", "results", "extraction.md").read_text(encoding="utf-8")
+    table = text.split("| --- |", 1)[1].split("\n\n")[0]
+    print("| network | core hours, float32 | price | core hours, bfloat16 | price |\n| --- | --- | --- | --- | --- |")
+    for name, *rates in re.findall(r"^\| (\w+) \| ([\d.]+) .*?\| ([\d.]+) ", table, re.MULTILINE):
+        hours = [2 * 1e6 / float(rate) / 3600 for rate in rates]
+        print(f"| {name} | {' | '.join(f'{h:.1f} | {arguments.price * h:.2f}' for h in hours)} |")
 
 
 if __name__ == "__main__":
