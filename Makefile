@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-cluster test-faults test-backends check format clean
+.PHONY: demo test test-cluster test-faults test-backends docs check format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,12 @@ test-backends: $(READY)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_runtimes.py
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/test_runtimes.py
 
+# Pages and gallery into build/docs, without a network; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	DEEPFEAT_PAGES=1 $(BIN)/python -m pytest tests/test_howto.py
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +47,5 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist deepfeat-demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist deepfeat-demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		docs/auto_examples docs/reference/generated docs/reference/uses
