@@ -25,6 +25,7 @@ from deepfeat.backbones.network import model_digest
 from deepfeat.cluster import check_client, clear_failures
 from deepfeat.computation import CHUNK, Computed, Job, LoadedBackbone, Plan, Wanted, compute_chunks
 from deepfeat.errors import BackboneError, ClusterError, DataWarning
+from deepfeat.images import LoadedImage
 from deepfeat.runtimes.selection import PRECISIONS, RUNTIMES, resolve
 
 if TYPE_CHECKING:
@@ -77,7 +78,6 @@ class ComputedShard(NamedTuple):
 
     parts: list[Computed]
     seconds: float
-    worker: str
     warnings: tuple[str, ...]
 
 
@@ -236,9 +236,8 @@ def _unseen(shard: Shard, done: ComputedShard) -> Iterator[str]:
         if image.reason and image.stamp is None and os.path.exists(item.path):
             yield (
                 "workers do not find files that are here: they need the images under the same paths, on a file system "
-                f"that all machines share (such as {item.path!r} on {done.worker})"
+                "that all machines share (see store.failures)"
             )
-            return
 
 
 # What follows runs on the workers
@@ -258,16 +257,17 @@ def _compute_shard(parcel: Parcel, shard: Shard) -> ComputedShard:
     plan = Plan([backbone.job for backbone in backbones], parcel.known, parcel.has_space)
     started = time.perf_counter()
     parts = [_name_worker(part, worker.address) for part in compute_chunks(plan, shard.items, backbones, n_threads=1)]
-    return ComputedShard(parts, time.perf_counter() - started, worker.address, said)
+    return ComputedShard(parts, time.perf_counter() - started, said)
 
 
 def _name_worker(part: Computed, address: str) -> Computed:
     """Say which worker did not find a file."""
-    lost = [image.stamp is None and image.reason is not None for image in part.images]
-    images = [
-        replace(i, reason=f"{i.reason} on {address}") if no else i for i, no in zip(part.images, lost, strict=True)
-    ]
-    return replace(part, images=images)
+
+    def name(image: LoadedImage) -> LoadedImage:
+        is_lost = image.reason is not None and image.stamp is None
+        return replace(image, reason=f"{image.reason} on {address}") if is_lost else image
+
+    return replace(part, images=[name(image) for image in part.images])
 
 
 _lock = threading.Lock()

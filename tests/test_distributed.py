@@ -119,11 +119,15 @@ def test_on_error_raise_names_the_image(folder, tmp_path, client):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc shows each process a folder of its own")
-def test_files_that_workers_do_not_find_are_failures_with_the_reason(folder, tmp_path, client, monkeypatch):
+def test_files_that_workers_do_not_find_are_failures_with_the_reason(
+    folder, tmp_path, client, small_shards, monkeypatch
+):
     monkeypatch.chdir(folder)
     with pytest.warns(DataWarning) as warned:
         store = deepfeat.extract("/proc/self/cwd", small_cnn(), tmp_path / "f.h5", client=client, progress=False)
-    assert "workers do not find files that are here" in str(warned[0].message)
+    said = [str(warning.message) for warning in warned]
+    assert len(said) == 2  # once, and the report at the end
+    assert said[0].startswith("workers do not find files that are here")
     assert store.blocks["failed"].tolist() == [30]
     assert store.failures["reason"].str.startswith("file not found on tcp://").all()
     monkeypatch.undo()
@@ -304,7 +308,7 @@ def test_shards_are_of_seconds_and_bytes(monkeypatch, n_bytes, seconds, sizes):
     part = computation.Computed([None], [output, None], [None, None])
     found = []
     for _ in sizes:
-        shards.learn(distributed.ComputedShard([part], seconds, "", ()))
+        shards.learn(distributed.ComputedShard([part], seconds, ()))
         found += [len(shard.items) for shard in shards.take(1)]
     assert found == sizes
 
