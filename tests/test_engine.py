@@ -284,7 +284,7 @@ def test_second_fit_computes_no_product_again(kernel):
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_memory_that_does_not_suffice_is_said_with_the_ways_out(kernel):
-    with pytest.raises(UsageError, match=r"need .* GB and max_memory is 0.0 GB: use .*engine='sklearn'"):
+    with pytest.raises(UsageError, match=r"engine needs .* GB in .* and max_memory is 0.0 GB: use .*engine='sklearn'"):
         deepfeat.fit_svm(problem("tall"), kernel=kernel, max_memory=1000)
 
 
@@ -308,21 +308,21 @@ def test_memory_for_the_linear_kernel_alone_is_said():
 )
 def test_threads_are_as_many_as_memory_and_tasks_allow(monkeypatch, n_jobs, n_classes, megabytes, expected):
     monkeypatch.setattr(resources, "effective_n_jobs", lambda n: {None: 1, -1: 4}.get(n, n))
-    size = resources.Size(1000, 100, 4, n_classes)
-    assert resources.count_threads(n_jobs, LinearSVC(), size, 5, megabytes * 1e6) == expected
+    needs = resources.Size(1000, 100, 4, n_classes).linear()
+    assert resources.count_threads(n_jobs, needs, 5, megabytes * 1e6, {}) == expected
 
 
 def test_threads_that_were_asked_for_are_not_made_fewer_unsaid():
-    with pytest.raises(UsageError, match=r"in 4 thread\(s\) need 0.0 GB .*: use a smaller n_jobs, a larger max_memory"):
-        resources.count_threads(4, LinearSVC(), resources.Size(1000, 100, 4, 2), 5, 4e6)
+    with pytest.raises(UsageError, match=r"0.0 GB in 4 thread\(s\), .*: use a smaller n_jobs, a larger max_memory"):
+        resources.count_threads(4, resources.Size(1000, 100, 4, 2).linear(), 5, 4e6, {})
     with pytest.raises(UsageError, match="n_jobs is 0: use a number of threads"):
         deepfeat.fit_svm(problem("tall"), n_jobs=0)
 
 
 def test_threads_of_a_joblib_context_are_kept_to():
-    size = resources.Size(1000, 100, 4, 2)
+    needs = resources.Size(1000, 100, 4, 2).linear()
     with joblib.parallel_config("threading", n_jobs=3):
-        assert resources.count_threads(None, LinearSVC(), size, 5, 1e9) == 3
+        assert resources.count_threads(None, needs, 5, 1e9, {}) == 3
 
 
 @pytest.mark.parametrize("value", [0, -1.0])

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.metrics import get_scorer_names
-from sklearn.svm import SVC, LinearSVC
 
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import evaluate_predictions
@@ -31,7 +30,6 @@ from deepfeat.svm.selection import is_choice
 
 #: What does the work: the engine for the kind of SVM, or scikit-learn.
 ENGINES = ("auto", "sklearn")
-_ENGINE_NAMES = {LinearSVC: "newton", SVC: "libsvm on kept kernels"}
 
 
 @interruptible("nothing was recorded, the features are as they were, and the same call begins again")
@@ -254,7 +252,7 @@ def fit_svm(
         calibrator=learned.calibrator,
         threshold=learned.threshold,
         wish=str(wish) if isinstance(wish, Wish) else None,
-        engine="sklearn" if engine == "sklearn" else _ENGINE_NAMES[type(svm)],
+        engine=learned.search.engine,
         warnings=[*samples.notes, *describe_seen(samples, train), *_doubts(learned.search)],
         provenance=describe_fit(samples, learned.samples.blocks, train, folds, settings, time.perf_counter() - started),
     )

@@ -116,7 +116,7 @@ class _LatePath:
         return np.asarray(np.mean(decisions, axis=0))
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
-        return _greatest(decision)
+        return greatest(decision)
 
     def estimator(self, index: int) -> LateFusionClassifier:
         fitted: LateFusionClassifier = clone(self._late)
@@ -141,7 +141,7 @@ class _ViewsPath:
         return np.asarray(values.reshape(len(values), len(X), n_views, *values.shape[2:]).mean(axis=2))
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
-        return _greatest(decision)
+        return greatest(decision)
 
     def estimator(self, index: int) -> ViewsClassifier:
         fitted: ViewsClassifier = clone(self._views)
@@ -164,8 +164,8 @@ class _LinearPath:
             moment = use.products.moment([*split_columns(X, use.widths), Block(rows[:, -1:])])
         self._coef = np.empty((len(candidates), k, rows.shape[1]))
         self.gaps, self._steps = np.empty(len(candidates)), np.empty(len(candidates), int)
-        for weight, some in _by_weight(candidates):
-            signs, costs = _one_against_the_rest(codes, len(self._classes), self._weights(weight, y))
+        for weight, some in by_weight(candidates):
+            signs, costs = one_against_the_rest(codes, len(self._classes), self._weights(weight, y))
             values = [candidates[i]["C"] for i in some]
             path = solve_path(rows, signs, costs, values, svm.loss, moment=moment, n_jobs=use.n_jobs)
             self._coef[some], self.gaps[some] = path.coef, path.gap.max(axis=1)
@@ -181,7 +181,7 @@ class _LinearPath:
         return values[:, :, 0] if values.shape[2] == 1 else values
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
-        return _greatest(decision)
+        return greatest(decision)
 
     def estimator(self, index: int) -> LinearSVC:
         parameters = {name: self._candidates[index][name] for name in ("C", "class_weight")}
@@ -240,7 +240,7 @@ class _KernelPath:
     def choose(self, decision: np.ndarray) -> np.ndarray:
         # Decision values are votes of one class against another, and a confidence below a half. Libsvm
         # predicts by the votes alone.
-        return _greatest(decision if decision.ndim == 1 else np.rint(decision))
+        return greatest(decision if decision.ndim == 1 else np.rint(decision))
 
     def estimator(self, index: int) -> SVC:
         """Return an SVC with the kernel itself: what libsvm found does not depend on who computed the kernel."""
@@ -262,11 +262,12 @@ _PATHS: dict[type, Any] = {
 }
 
 
-def _greatest(decision: np.ndarray) -> np.ndarray:
+def greatest(decision: np.ndarray) -> np.ndarray:
+    """Numbers of the classes with the greatest decision values, of shape (n,) or (n, n_classes)."""
     return (decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)
 
 
-def _by_weight(candidates: Sequence[Candidate]) -> list[tuple[Any, list[int]]]:
+def by_weight(candidates: Sequence[Candidate]) -> list[tuple[Any, list[int]]]:
     """The candidates of each class weight."""
     groups: dict[str, tuple[Any, list[int]]] = {}
     for number, candidate in enumerate(candidates):
@@ -275,7 +276,7 @@ def _by_weight(candidates: Sequence[Candidate]) -> list[tuple[Any, list[int]]]:
     return list(groups.values())
 
 
-def _one_against_the_rest(codes: np.ndarray, n_classes: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def one_against_the_rest(codes: np.ndarray, n_classes: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Signs and costs of each sub-problem, as liblinear has them.
 
     With two classes there is one problem, in which both weights count; with more, a class's

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
 
 from deepfeat.errors import DataError
@@ -16,10 +17,11 @@ from deepfeat.evaluation import class_scores
 from deepfeat.operating_points import Wish, choose_threshold
 from deepfeat.splits import Fold
 from deepfeat.svm.calibration import cross_calibrate, fit_calibrator, probabilities
-from deepfeat.svm.resources import Resources, Size, count_threads, take_products
+from deepfeat.svm.resources import Resources, Size, count_threads, fits_memory, take_products
 from deepfeat.svm.samples import Samples
 from deepfeat.svm.search import Search, exact_search, grid_search, make_grid, make_pipeline
 from deepfeat.svm.selection import choose_blocks, is_choice
+from deepfeat.svm.streamed import can_stream, streamed_search
 
 
 class Outcome(NamedTuple):
@@ -105,16 +107,15 @@ class Procedure:
             Numbers within ``rows``.
         """
         y = samples.target[rows]
-        n_threads = self._count_threads(samples, len(rows), len(folds))
 
-        def search(chosen: Samples, X: np.ndarray) -> Search:
-            return self._search(chosen, X, y, folds, n_threads)
+        def search(chosen: Samples) -> Search:
+            return self._search(chosen, rows, y, folds)
 
         tried = None
         if is_choice(self.backbones):
-            samples, found, tried = choose_blocks(samples, self.backbones, rows, search)
+            samples, found, tried = choose_blocks(samples, self.backbones, search)
         else:
-            found = search(samples, samples.X[rows])
+            found = search(samples)
         predicted, decision, fold = found.out_of_fold
         tested = fold >= 0
         self._check_folds(fold[tested])
@@ -130,25 +131,33 @@ class Procedure:
         threshold = self._choose(y[tested], decision[tested, 1])
         return Learned(samples, found, tried, calibrator, threshold, outcome)
 
-    def _search(self, samples: Samples, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold], n_threads: int) -> Search:
+    def _search(self, samples: Samples, rows: np.ndarray, y: np.ndarray, folds: Sequence[Fold]) -> Search:
         widths = list(samples.blocks.values())
         grid = make_grid(self.kernel, self.param_grid, self.class_weight, sum(widths))
         pipeline = make_pipeline(self.svm, self.fusion, widths, len(samples.views), self.views)
         if self.engine == "sklearn":
-            return grid_search(pipeline, grid, X, y, folds, self.scoring, self.n_jobs)
+            return grid_search(pipeline, grid, samples.X[rows], y, folds, self.scoring, self.n_jobs)
+        streamed, n_threads = self._plan(pipeline, samples, len(rows), len(folds))
         use = Resources(take_products(self.max_memory), widths, n_threads)
         extend = isinstance(self.param_grid, str)
+        if streamed:
+            return streamed_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)
+        X = samples.X[rows]
         return exact_search(pipeline, grid, X, y, folds, self.scoring, use, extend=extend, refit=self.refit)
 
-    def _count_threads(self, samples: Samples, n_rows: int, n_folds: int) -> int:
-        """Threads of the engine, for which there is memory."""
-        if self.engine == "sklearn":
-            return 1
+    def _plan(self, pipeline: Pipeline, samples: Samples, n_rows: int, n_folds: int) -> tuple[bool, int]:
+        """Whether rows are read in blocks, for lack of memory, and the number of threads."""
         stacked = len(samples.views) if self.views in ("augment", "vote") else 1
         columns, n_classes = samples.X.shape[1] // len(samples.views), len(np.unique(samples.target))
         size = Size(n_rows * stacked, columns, samples.X.dtype.itemsize, n_classes)
         n_tasks = n_folds if n_classes == 2 else max(n_classes, n_folds)
-        return count_threads(self.n_jobs, self.svm, size, n_tasks, self.max_memory)
+        needs, instead = size.linear(), {}
+        if isinstance(self.svm, SVC):
+            needs, instead = size.kernel(), {"kernel='linear'": size.linear()}
+        streamed = can_stream(pipeline) and self.refit == "auto" and not fits_memory(needs, self.max_memory)
+        if streamed:
+            needs, n_tasks = size.streamed(n_folds), n_rows
+        return streamed, count_threads(self.n_jobs, needs, n_tasks, self.max_memory, instead)
 
     def _check_folds(self, fold: np.ndarray) -> None:
         if len(np.unique(fold)) < 2 and (self.calibrate is not None or isinstance(self.threshold, Wish)):

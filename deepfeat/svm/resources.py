@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
-from sklearn.svm import SVC, LinearSVC
 from threadpoolctl import threadpool_limits
 
 from deepfeat.errors import UsageError
@@ -86,8 +85,20 @@ class Size(NamedTuple):
         needed = self.n**2 * (self.itemsize + 8) + self.n * self.d * self.itemsize
         return Needs(0, needed) if self.n_classes == 2 else Needs(needed, 0)
 
+    def streamed(self, n_folds: int) -> Needs:
+        """Bytes for LinearSVC in blocks of rows: decision values twice; products of columns, and a factor a problem."""
+        problems, square = n_folds * (1 if self.n_classes == 2 else self.n_classes), (self.d + 1) ** 2
+        return Needs(8 * self.n * problems + square * (16 * n_folds + 4 * problems), 4 * square)
 
-def count_threads(n_jobs: int | None, svm: LinearSVC | SVC, size: Size, n_tasks: int, max_memory: float | None) -> int:
+
+def fits_memory(needs: Needs, max_memory: float | None) -> bool:
+    """Whether there is memory for one thread."""
+    return needs.of(1) <= _bound(max_memory)
+
+
+def count_threads(
+    n_jobs: int | None, needs: Needs, n_tasks: int, max_memory: float | None, instead: Mapping[str, Needs]
+) -> int:
     """Threads that a fit has, or a refusal if its matrices do not fit into memory.
 
     Parameters
@@ -95,25 +106,22 @@ def count_threads(n_jobs: int | None, svm: LinearSVC | SVC, size: Size, n_tasks:
     n_jobs : int or None
         Taken at its word where it is above 0, as joblib takes it. Else as many as there are cores and memory for, or
         as many as ``joblib.parallel_config`` says.
-    svm : LinearSVC or SVC
-    size : Size
+    needs : Needs
     n_tasks : int
         More threads than that are of no use.
     max_memory : float or None
         Bytes; half of the machine's memory if None.
+    instead : mapping of str to Needs
+        Other arguments, of which a refusal names those that there is memory for.
 
     Raises
     ------
     UsageError
         Naming both numbers of gigabytes, and the ways out.
     """
-    bound = _half_of_memory() if max_memory is None else max_memory
-    if not bound > 0:
-        msg = f"max_memory is {max_memory!r}: use a number of bytes above 0"
-        raise UsageError(msg)
+    bound = _bound(max_memory)
     if n_jobs == 0:
         raise UsageError("n_jobs is 0: use a number of threads, or -1 for one per core")
-    needs = size.linear() if isinstance(svm, LinearSVC) else size.kernel()
     told = effective_n_jobs(n_jobs)
     threads: int = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
     if n_jobs is None or n_jobs < 0:
@@ -121,13 +129,14 @@ def count_threads(n_jobs: int | None, svm: LinearSVC | SVC, size: Size, n_tasks:
     if needs.of(threads) <= bound:
         return threads
     ways = ["a larger max_memory", "fewer rows", "engine='sklearn', which is slow"]
-    if isinstance(svm, SVC) and size.linear().of(1) <= bound:
-        ways.insert(0, f"kernel='linear', which needs {size.linear().of(1) / 1e9:.1f} GB")
+    for argument, other in instead.items():
+        if other.of(1) <= bound:
+            ways.insert(0, f"{argument}, which needs {other.of(1) / 1e9:.1f} GB")
     if needs.of(1) <= bound:
         ways.insert(0, "a smaller n_jobs")
     msg = (
-        f"{size.n:,} rows of {size.d:,} features in {threads} thread(s) need {needs.of(threads) / 1e9:.1f} GB and "
-        f"max_memory is {bound / 1e9:.1f} GB: use {', '.join(ways[:-1])} or {ways[-1]}"
+        f"the engine needs {needs.of(threads) / 1e9:.1f} GB in {threads} thread(s), and max_memory is "
+        f"{bound / 1e9:.1f} GB: use {', '.join(ways[:-1])} or {ways[-1]}"
     )
     raise UsageError(msg)
 
@@ -139,6 +148,14 @@ def in_threads(tasks: Iterable[Callable[[], T]], n_jobs: int | None) -> list[T]:
     """
     with threadpool_limits(1, "blas"):
         return list(Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(task)() for task in tasks))
+
+
+def _bound(max_memory: float | None) -> float:
+    bound = _half_of_memory() if max_memory is None else max_memory
+    if not bound > 0:
+        msg = f"max_memory is {max_memory!r}: use a number of bytes above 0"
+        raise UsageError(msg)
+    return bound
 
 
 def _half_of_memory() -> float:

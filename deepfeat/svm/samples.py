@@ -83,6 +83,9 @@ class Samples:
         )
 
 
+#: Rows that are looked at at once, so that no temporary array is as large as the features.
+_AT_A_TIME = 65_536
+
 #: What becomes of images without a group.
 UNGROUPED = ("own", "drop", "raise")
 
@@ -187,7 +190,8 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
     notes: list[str] = []
     keep = grouping.keep(table, _labelled(table, notes), notes)
     rows = table[keep]
-    X = X[keep] if X.dtype.kind == "f" else X[keep].astype(np.float64)
+    X = X if keep.all() else X[keep]
+    X = X if X.dtype.kind == "f" else X.astype(np.float64)
     _refuse_not_finite(X, rows["image_id"].to_numpy(object))
     sets = merge_groups(rows["group"].tolist(), None, grouping.pairs(rows["image_id"].to_numpy(object), ids))
     return _samples(X, rows, sets, {"X": X.shape[1]}, True, notes)
@@ -218,7 +222,7 @@ def _from_store(
     ids = rows["image_id"].to_numpy(object)
     known = table["image_id"].to_numpy(object)
     tied = _tie(store, sources, digests, grouping.pairs(known, known))
-    X = np.concatenate([source.features(store, ids.tolist(), tied) for source in sources], axis=1)
+    X = _join(store, sources, ids.tolist(), tied)
     _refuse_not_finite(X, ids)
     sets = merge_groups(rows["group"].tolist(), digests[keep], grouping.pairs(ids, known))
     first = next(iter(by_view.values()))
@@ -230,6 +234,17 @@ def _from_store(
     origin = {"store": str(store.path), "blocks": {name: _describe(source) for name, source in named.items()}}
     contents = digests[keep]
     return replace(samples, views=tuple(by_view), seen=seen, folds=folds, contents=contents, origin=origin)
+
+
+def _join(store: FeatureStore, sources: Sequence[Source], ids: list[str], tied: np.ndarray) -> np.ndarray:
+    """Features of all sources side by side; one source may be mapped from the file."""
+    if len(sources) == 1:
+        return sources[0].features(store, ids, tied)
+    X = np.empty((len(ids), sum(source.dim for source in sources)), np.float32)
+    stops = np.cumsum([source.dim for source in sources])
+    for source, stop in zip(sources, stops, strict=True):
+        X[:, stop - source.dim : stop] = source.features(store, ids, tied)
+    return X
 
 
 def _describe(source: Source) -> dict[str, Any]:
@@ -291,7 +306,10 @@ def _refuse_maps(blocks: Sequence[Block]) -> None:
 
 
 def _refuse_not_finite(X: np.ndarray, ids: np.ndarray) -> None:
-    wrong = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    parts = range(0, len(X), _AT_A_TIME)
+    wrong = np.concatenate(
+        [start + np.flatnonzero(~np.isfinite(X[start : start + _AT_A_TIME]).all(axis=1)) for start in parts]
+    )
     if len(wrong):
         msg = f"{len(wrong)} row(s) hold features that are not finite (first: {ids[wrong[0]]!r})"
         raise DataError(msg)

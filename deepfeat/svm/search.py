@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +28,9 @@ from deepfeat.svm.resources import Resources, in_threads
 
 PARAMETERS = {"linear": ("C",), "rbf": ("C", "gamma")}
 LOSSES = ("squared_hinge", "hinge")
+
+#: What solves the problems of each.
+ENGINES = {LinearSVC: "newton", SVC: "libsvm on kept kernels"}
 
 #: LinearSVC, or SVC with libsvm's one against one; "auto" is LinearSVC for the linear kernel.
 CLASSIFIERS = ("auto", "LinearSVC", "SVC")
@@ -84,6 +87,11 @@ def svm_prefix(pipeline: Pipeline) -> str:
     if last[0] in ("late", "views"):
         return f"{last[0]}__estimator__{svm_prefix(last[1].estimator)}"
     return "svm__"
+
+
+def find_svm(pipeline: Pipeline) -> LinearSVC | SVC:
+    """The SVM in an unfitted pipeline."""
+    return pipeline.get_params()[svm_prefix(pipeline).removesuffix("__")]
 
 
 def make_grid(
@@ -177,6 +185,8 @@ class Search(NamedTuple):
         One row per candidate: its parameters, mean and std of the score, the score of each fold,
         ``converged`` on every fold, ``gap`` (largest duality gap over objective, NaN where the engine does not tell),
         ``at_edge`` of the grid (names of the parameters), rank.
+    engine : str
+        What did the work.
     out_of_fold : tuple of ndarray
         Predictions of shape (n,), decision values of shape (n, n_classes) with NaN for a row in no fold's test part,
         and the number of the fold that tested each row, -1 for none; at the best parameters.
@@ -185,7 +195,24 @@ class Search(NamedTuple):
     pipeline: Pipeline
     best_params: dict[str, Any]
     cv_results: pd.DataFrame
+    engine: str
     out_of_fold: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class FoldScores(NamedTuple):
+    """What was found on one fold.
+
+    Attributes
+    ----------
+    scores, gaps, converged : sequence of n_candidates
+    outcomes : list of (predicted, decision)
+        Of the test part, for each candidate.
+    """
+
+    scores: Sequence[float]
+    gaps: np.ndarray
+    converged: np.ndarray
+    outcomes: list[tuple[np.ndarray, np.ndarray]]
 
 
 class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -224,26 +251,26 @@ def exact_search(
     refit : {"auto", "sklearn"}
         Whether the pipeline is fitted by the engine, or by scikit-learn, as it is where the engine did not converge.
     """
-    scores = _Scores(pipeline, X, y, folds, scoring, use)
-    scores.add(list(ParameterGrid({name: list(values) for name, values in grid.items()})))
-    while extend:
-        wider = _widened(grid, scores.candidates[scores.best])
-        if wider is None:
-            break
-        grid, fresh = wider
-        scores.add(fresh)
-    best = dict(scores.candidates[scores.best])
+    scores = Scores(pipeline, X, y, folds, scoring, use)
+    best, grid = scores.search(grid, extend=extend)
     path = None if refit == "sklearn" else fit_path(pipeline, X, y, [best], use)
     if path is not None and path.converged.all():
         fitted = path.estimator(0)
     else:
         prefix = svm_prefix(pipeline)
         fitted = clone(pipeline).set_params(**{prefix + name: value for name, value in best.items()}).fit(X, y)
-    return Search(fitted, best, scores.table(grid), scores.out_of_fold())
+    engine = ENGINES[type(find_svm(pipeline))]
+    return Search(fitted, best, scores.table(grid), engine, scores.out_of_fold())
 
 
-class _Scores:
-    """Scores of candidates on folds, to which more candidates can be added."""
+class Scores:
+    """Scores of candidates on folds, to which more candidates can be added.
+
+    Parameters
+    ----------
+    pipeline, X, y, folds, scoring, use
+        As of `exact_search`.
+    """
 
     def __init__(self, pipeline: Pipeline, X: Any, y: Any, folds: Sequence[Fold], scoring: Any, use: Resources) -> None:
         self._pipeline, self._X, self._y, self._folds = pipeline, X, y, folds
@@ -255,37 +282,71 @@ class _Scores:
         self._gaps, self._converged = np.empty((0, len(folds))), np.empty((0, len(folds)), bool)
         self._outcomes: list[list[tuple[np.ndarray, np.ndarray]]] = []
 
+    def search(
+        self, grid: Mapping[str, Sequence[Any]], *, extend: bool
+    ) -> tuple[dict[str, Any], Mapping[str, Sequence[Any]]]:
+        """Score a grid, widened as long as its best value is at its edge where that is wanted.
+
+        Returns
+        -------
+        best : dict
+            Parameters of the first candidate with the best mean score, in the order of the grid.
+        grid : mapping
+            With the values that were added.
+        """
+        self._add(list(ParameterGrid({name: list(values) for name, values in grid.items()})))
+        while extend:
+            wider = _widened(grid, self.candidates[self._best])
+            if wider is None:
+                break
+            grid, fresh = wider
+            self._add(fresh)
+        return dict(self.candidates[self._best]), grid
+
     @property
-    def best(self) -> int:
-        """Number of the first candidate with the best mean score, in the order of the grid."""
+    def _best(self) -> int:
         return int(self._scores.mean(axis=1).argmax())
 
-    def add(self, candidates: list[dict[str, Any]]) -> None:
+    def _add(self, candidates: list[dict[str, Any]]) -> None:
         """Score more candidates on every fold."""
-        # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
-        binary = len(np.unique(self._y)) == 2
-        use = replace(self._use, n_jobs=1) if binary else self._use
-        folds = (partial(self._score_fold, train, test, candidates, use) for train, test in self._folds)
-        columns = in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
-        scores, gaps, converged, outcomes = zip(*columns, strict=True)
+        scores, gaps, converged, outcomes = zip(*self._score_folds(candidates), strict=True)
         self.candidates += candidates
         self._scores = np.vstack([self._scores, np.column_stack(scores)])
         self._gaps = np.vstack([self._gaps, np.column_stack(gaps)])
         self._converged = np.vstack([self._converged, np.column_stack(converged)])
         self._outcomes += [list(cell) for cell in zip(*outcomes, strict=True)]
 
+    def _score_folds(self, candidates: list[dict[str, Any]]) -> list[FoldScores]:
+        # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
+        binary = len(np.unique(self._y)) == 2
+        use = replace(self._use, n_jobs=1) if binary else self._use
+        folds = (partial(self._score_fold, train, test, candidates, use) for train, test in self._folds)
+        return in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
+
     def _score_fold(
         self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]], use: Resources
-    ) -> tuple[list[float], np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-        X, y = self._X[test], self._y[test]
-        path = fit_path(self._pipeline, self._X[train], self._y[train], candidates, use)
+    ) -> FoldScores:
+        path = fit_path(self._pipeline, self._take(train), self._y[train], candidates, use)
         classes = np.unique(self._y[train])
-        outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(X)]
-        scores = []
-        for index, (predicted, decision) in enumerate(outcomes):
-            estimator = _Decided(classes, decision, predicted) if self._decided else path.estimator(index)
-            scores.append(float(self._scorer(estimator, X, y)))
-        return scores, path.gaps, path.converged, outcomes
+        outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(self._take(test))]
+        scores = [self.score(test, classes, *cell, partial(path.estimator, i)) for i, cell in enumerate(outcomes)]
+        return FoldScores(scores, path.gaps, path.converged, outcomes)
+
+    def score(
+        self,
+        test: np.ndarray,
+        classes: np.ndarray,
+        predicted: np.ndarray,
+        decision: np.ndarray,
+        make: Callable[[], Any],
+    ) -> float:
+        """Score predictions and decision values of one fold's test part, or the estimator that is made of them."""
+        # What has been decided needs no features.
+        estimator = _Decided(classes, decision, predicted) if self._decided else make()
+        return float(self._scorer(estimator, decision if self._decided else self._take(test), self._y[test]))
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self._X[rows])
 
     def table(self, grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
         """Return one row per candidate, see `Search`."""
@@ -301,7 +362,7 @@ class _Scores:
 
     def out_of_fold(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return predictions, decision values and folds at the best candidate, see `Search`."""
-        parts = [(predicted, class_scores(decision)) for predicted, decision in self._outcomes[self.best]]
+        parts = [(predicted, class_scores(decision)) for predicted, decision in self._outcomes[self._best]]
         return _pool(self._y, self._folds, parts)
 
 
@@ -354,7 +415,7 @@ def grid_search(
     best = {name.removeprefix(prefix): value for name, value in search.best_params_.items()}
     fitted = search.best_estimator_
     table = _result_table(search.cv_results_, grid, prefix, len(folds))
-    return Search(fitted, best, table, out_of_fold(fitted, X, y, folds, n_jobs))
+    return Search(fitted, best, table, "sklearn", out_of_fold(fitted, X, y, folds, n_jobs))
 
 
 def _result_table(

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from deepfeat.errors import UsageError
@@ -19,7 +18,7 @@ _TOP = re.compile(r"top-([1-9]\d*)")
 #: More blocks than this have too many subsets.
 _MOST = 10
 
-SearchRows = Callable[[Samples, np.ndarray], Search]
+SearchRows = Callable[[Samples], Search]
 
 
 def is_choice(backbones: Any) -> bool:
@@ -27,9 +26,7 @@ def is_choice(backbones: Any) -> bool:
     return isinstance(backbones, str) and (backbones == "all-subsets" or _TOP.fullmatch(backbones) is not None)
 
 
-def choose_blocks(
-    samples: Samples, backbones: str, train: np.ndarray, search: SearchRows
-) -> tuple[Samples, Search, pd.DataFrame]:
+def choose_blocks(samples: Samples, backbones: str, search: SearchRows) -> tuple[Samples, Search, pd.DataFrame]:
     """Search on several sets of blocks.
 
     Parameters
@@ -38,10 +35,8 @@ def choose_blocks(
         All rows.
     backbones : str
         "top-N": the N blocks that score best alone, joined. "all-subsets": the set that scores best.
-    train : ndarray of int
-        The rows to search on.
     search : callable
-        Of samples and their training rows.
+        Of samples.
 
     Returns
     -------
@@ -57,7 +52,7 @@ def choose_blocks(
         outcomes = []
         for chosen in sets:
             part = samples.select(chosen)
-            outcomes.append((part, search(part, part.X[train])))
+            outcomes.append((part, search(part)))
             tried.append(_describe(chosen, outcomes[-1][1]))
         return outcomes
 

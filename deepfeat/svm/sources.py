@@ -69,7 +69,8 @@ class Source:
     def features(self, store: FeatureStore, ids: Sequence[str], sets: np.ndarray) -> np.ndarray:
         """Features of some images, of shape (n, dim), where all images of the store are in ``sets``."""
         if len(self.members) == 1:
-            return store.features(self.members[0].key, ids)
+            # All images are those of the table, in its order, and need not be copied.
+            return store.features(self.members[0].key, None if len(ids) == store.n_images else ids)
         first_new = (~self._seen_by_each(store, sets)).argmax(axis=0)[store.positions(ids)]
         joined = np.empty((len(ids), self.dim), np.float32)
         for number in np.unique(first_new):

@@ -1,0 +1,335 @@
+"""LinearSVC on more rows than the engine has memory for: passes over blocks of rows, which are never copied.
+
+The problem is that of `deepfeat.svm.newton` with the squared hinge loss, and so is the method, but no matrix as large
+as the features is made: features are scaled by scaling coefficients, and each Newton system is solved nearly, by
+conjugate gradients, of which every step is one pass over the rows (Keerthi and DeCoste 2005, A modified finite Newton
+method for fast solution of large scale linear SVMs, JMLR 6). The preconditioner is the Hessian that there would be if
+all rows of a fold were active to the same degree. It needs only the fold's products of columns, which one pass makes
+for all folds. All folds and classes share every pass, each from its solution for the value of C before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from deepfeat.svm.resources import in_threads
+
+#: Rows of a block; sums over a block are in float32, sums of blocks in float64.
+BLOCK = 2048
+
+#: Newton steps end when the duality gap is below this part of the objective.
+TOLERANCE = 1e-6
+
+#: Newton steps at one value of C, and steps without a smaller gap, at most.
+_MAX_STEPS, _PATIENCE = 50, 3
+
+#: A Newton system is solved to this part of its right side, with so many passes at most.
+_FORCING, _MAX_PASSES = 0.05, 40
+
+#: Shortest part of a step that is tried, and the part of the objective that is rounding.
+_SHORTEST, _ROUNDING = 1e-3, 1e-6
+
+#: Blocks with fewer active rows than this part leave the others out.
+_FEW = 0.5
+
+
+class Scaled(NamedTuple):
+    """Scaling and products of the training rows of one fold.
+
+    Attributes
+    ----------
+    n : int
+        Training rows.
+    mean, variance, scale : ndarray of shape (d,), float64
+        Scale is 1 for a constant column, as in scikit-learn's StandardScaler.
+    moment : ndarray of shape (d + 1, d + 1), float64
+        Sum of x xᵀ over scaled rows x that end in a one.
+    """
+
+    n: int
+    mean: np.ndarray
+    variance: np.ndarray
+    scale: np.ndarray
+    moment: np.ndarray
+
+
+class Solution(NamedTuple):
+    """Solutions of m problems.
+
+    Attributes
+    ----------
+    coef : ndarray of shape (m, d + 1), float64
+        Of scaled features, and the intercept.
+    decision : ndarray of shape (n, m), float32
+        Decision values of all rows.
+    gap : ndarray of shape (m,), float64
+        Duality gap over objective.
+    steps : ndarray of shape (m,), int
+    """
+
+    coef: np.ndarray
+    decision: np.ndarray
+    gap: np.ndarray
+    steps: np.ndarray
+
+
+class Columns(NamedTuple):
+    """Problems that share passes: one for each fold and class.
+
+    Attributes
+    ----------
+    fold : ndarray of shape (m,), int
+    signs, costs : ndarray of shape (m, n_classes), float32
+        Of rows of each class: 1 or -1, and the weight of their loss at C = 1.
+    """
+
+    fold: np.ndarray
+    signs: np.ndarray
+    costs: np.ndarray
+
+    def take(self, some: np.ndarray) -> Columns:
+        """Return some of the problems."""
+        return Columns(self.fold[some], self.signs[some], self.costs[some])
+
+
+class _Point(NamedTuple):
+    """Coefficients with what a pass tells of them; each array has one row or value per problem."""
+
+    coef: np.ndarray
+    gradient: np.ndarray
+    objective: np.ndarray
+    gap: np.ndarray
+
+
+class Stream:
+    """Rows that are read in blocks, by several threads.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32 or float64
+        In memory or mapped from a file.
+    codes : ndarray of shape (n,), int
+        Class of each row.
+    train : ndarray of shape (n, n_folds), bool
+        Training rows of each fold.
+    n_threads : int
+    """
+
+    def __init__(self, X: np.ndarray, codes: np.ndarray, train: np.ndarray, n_threads: int) -> None:
+        self._X, self._codes, self._train, self._n_threads = X, codes, train, n_threads
+        self.folds = self._scale_folds()
+
+    def solve(self, columns: Columns, C: float, start: np.ndarray) -> Solution:
+        """Solve all problems for one value of C.
+
+        Parameters
+        ----------
+        columns : Columns
+        C : float
+        start : ndarray of shape (m, d + 1), float64
+            Coefficients of scaled features, and the intercept.
+
+        Returns
+        -------
+        Solution
+        """
+        point, decision = self._evaluate(columns, C, start.copy())
+        steps, waited = np.zeros(len(start), int), np.zeros(len(start), int)
+        for _ in range(_MAX_STEPS):
+            live = np.flatnonzero((point.gap > TOLERANCE) & (waited < _PATIENCE))
+            if not len(live):
+                break
+            here = _Point(*(part[live] for part in point))
+            found, values = self._step(columns.take(live), C, here, decision[:, live])
+            steps[live] += 1
+            waited[live] = np.where(found.gap < 0.5 * here.gap, 0, waited[live] + 1)
+            better = found.gap < here.gap
+            for old, new in zip(point, found, strict=True):
+                old[live[better]] = new[better]
+            decision[:, live[better]] = values[:, better]
+            # What is no better is rounding.
+            waited[live[~better]] = _PATIENCE
+        return Solution(point.coef, decision, point.gap, steps)
+
+    def _step(self, columns: Columns, C: float, here: _Point, decision: np.ndarray) -> tuple[_Point, np.ndarray]:
+        """Go one Newton step, or the half, a quarter and so on of it where the objective would rise."""
+        direction = self._newton_direction(columns, C, here, decision)
+        length = np.ones(len(direction))
+        while True:
+            found, values = self._evaluate(columns, C, here.coef + length[:, None] * direction)
+            rises = found.objective > here.objective * (1 + _ROUNDING)
+            if not rises.any() or length.min() < _SHORTEST:
+                return found, values
+            length[rises] /= 2
+
+    def _newton_direction(self, columns: Columns, C: float, here: _Point, decision: np.ndarray) -> np.ndarray:
+        """Solve the Newton systems nearly, by preconditioned conjugate gradients that share their passes."""
+        solve = self._preconditioners(columns, C, decision)
+        x, r = np.zeros_like(here.gradient), -here.gradient
+        z = solve(r)
+        q, product = z.copy(), (r * z).sum(axis=1)
+        goal = _FORCING**2 * product
+        for _ in range(_MAX_PASSES):
+            going = product > goal
+            if not going.any():
+                break
+            image = q + self._multiply(columns, C, q, decision)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                length = np.where(going, product / (q * image).sum(axis=1), 0)[:, None]
+            x += length * q
+            r -= length * image
+            z = solve(r)
+            before, product = product, np.where(going, (r * z).sum(axis=1), product)
+            q = np.where(going[:, None], z + (product / before)[:, None] * q, q)
+        return x
+
+    def _preconditioners(self, columns: Columns, C: float, decision: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        weight = self._sweep(partial(self._active_weight, columns, decision))[0]
+        factors = []
+        for fold, total in zip(columns.fold, weight, strict=True):
+            known = self.folds[fold]
+            hessian = (2 * C * total / known.n * known.moment).astype(np.float32)
+            hessian[np.diag_indices_from(hessian)] += 1
+            factors.append(cho_factor(hessian, overwrite_a=True))
+        return lambda r: np.array(
+            [cho_solve(factor, one.astype(np.float32)) for factor, one in zip(factors, r, strict=True)], np.float64
+        )
+
+    # Passes over the rows.
+
+    def _evaluate(self, columns: Columns, C: float, coef: np.ndarray) -> tuple[_Point, np.ndarray]:
+        decision = np.empty((len(self._X), len(coef)), np.float32)
+        work = partial(self._losses, columns, *self._unscaled(columns, coef), decision)
+        sums, total, linear, squares = self._sweep(work)
+        v = 2 * C * self._scaled(columns, sums, total)
+        quadratic = 0.5 * (coef * coef).sum(axis=1)
+        objective = quadratic + C * squares
+        bound = 2 * C * linear - 0.5 * (v * v).sum(axis=1) - C * squares
+        return _Point(coef, coef - v, objective, (objective - bound) / objective), decision
+
+    def _losses(
+        self, columns: Columns, coef: np.ndarray, intercept: np.ndarray, decision: np.ndarray, part: slice
+    ) -> tuple[np.ndarray, ...]:
+        rows, (signs, costs) = self._rows(part), self._of_rows(columns, part)
+        f = rows @ coef.T + intercept
+        decision[part] = f
+        excess = np.maximum(1 - signs * f, 0)
+        costs *= excess
+        signs *= costs
+        return signs.T @ rows, signs.sum(axis=0), costs.sum(axis=0), (costs * excess).sum(axis=0)
+
+    def _multiply(self, columns: Columns, C: float, q: np.ndarray, decision: np.ndarray) -> np.ndarray:
+        """Products of the Hessians, less the identity, with one vector each."""
+        work = partial(self._curvature, columns, *self._unscaled(columns, q), decision)
+        return 2 * C * self._scaled(columns, *self._sweep(work))
+
+    def _curvature(
+        self, columns: Columns, coef: np.ndarray, intercept: np.ndarray, decision: np.ndarray, part: slice
+    ) -> tuple[np.ndarray, ...]:
+        rows, (signs, costs) = self._rows(part), self._of_rows(columns, part)
+        costs *= signs * decision[part] < 1
+        some = costs.any(axis=1)
+        if some.mean() < _FEW:
+            rows, costs = rows[some], costs[some]
+        costs *= rows @ coef.T + intercept
+        return costs.T @ rows, costs.sum(axis=0)
+
+    def _active_weight(self, columns: Columns, decision: np.ndarray, part: slice) -> tuple[np.ndarray, ...]:
+        signs, costs = self._of_rows(columns, part)
+        return (costs.sum(axis=0, where=signs * decision[part] < 1),)
+
+    def _sweep(self, work: Callable[[slice], tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+        """Sum what a function makes of each block of rows, in float64."""
+        starts = np.array_split(np.arange(0, len(self._X), BLOCK), self._n_threads)
+
+        def run(some: np.ndarray) -> list[np.ndarray]:
+            sums: list[np.ndarray] = []
+            for start in some:
+                parts = [np.asarray(p, np.float64) for p in work(slice(start, start + BLOCK))]
+                sums = [s + p for s, p in zip(sums, parts, strict=True)] if sums else parts
+            return sums
+
+        found = in_threads((partial(run, some) for some in starts if len(some)), self._n_threads)
+        return [np.sum(parts, axis=0) for parts in zip(*found, strict=True)]
+
+    def _rows(self, part: slice) -> np.ndarray:
+        return np.asarray(self._X[part], np.float32)
+
+    def _of_rows(self, columns: Columns, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Signs and costs of a block's rows in each problem, of shape (n_rows, m)."""
+        codes = self._codes[part]
+        costs = columns.costs[:, codes].T * self._train[part][:, columns.fold]
+        return np.ascontiguousarray(columns.signs[:, codes].T), np.ascontiguousarray(costs)
+
+    # Scaling.
+
+    def _unscaled(self, columns: Columns, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients of the features as they are, and intercepts, from those of scaled features."""
+        mean, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("mean", "scale"))
+        raw = coef[:, :-1] / scale[columns.fold]
+        intercept = coef[:, -1] - (raw * mean[columns.fold]).sum(axis=1)
+        return raw.astype(np.float32), intercept.astype(np.float32)
+
+    def _scaled(self, columns: Columns, sums: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Weighted sums of scaled rows, from those of the rows as they are and the sums of the weights."""
+        mean, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("mean", "scale"))
+        return np.column_stack([(sums - total[:, None] * mean[columns.fold]) / scale[columns.fold], total])
+
+    def _scale_folds(self) -> list[Scaled]:
+        """Scaling and products for each fold, from those of the rows that are in the same folds."""
+        patterns, pattern = np.unique(self._train, axis=0, return_inverse=True)
+        used = np.flatnonzero(self._train.any(axis=1))[:BLOCK]
+        shift = np.asarray(self._X[used], np.float32).mean(axis=0)
+        sums, lock = np.zeros((len(patterns), len(shift) + 1, len(shift) + 1)), threading.Lock()
+
+        def add(part: slice) -> tuple[np.ndarray, ...]:
+            here = pattern.ravel()[part]
+            rows = np.column_stack([self._rows(part) - shift, np.ones(len(here), np.float32)])
+            for number in np.unique(here):
+                some = rows[here == number]
+                moment = some.T @ some
+                with lock:
+                    sums[number] += moment
+            return ()
+
+        self._sweep(add)
+        return [_describe(sums[patterns[:, fold]].sum(axis=0), shift) for fold in range(self._train.shape[1])]
+
+
+def _describe(moment: np.ndarray, shift: np.ndarray) -> Scaled:
+    """Scaling and scaled products from those of rows that are shifted and end in a one."""
+    n = round(moment[-1, -1])
+    off = moment[:-1, -1] / n
+    mean = off + shift
+    centred = moment[:-1, :-1] - n * np.outer(off, off)
+    variance = np.maximum(centred.diagonal() / n, 0)
+    constant = np.sqrt(variance) <= 10 * np.finfo(np.float32).eps * np.abs(mean)
+    scale = np.where(constant, 1.0, np.sqrt(variance))
+    scaled = np.zeros_like(moment)
+    scaled[:-1, :-1] = centred / np.outer(scale, scale)
+    scaled[-1, -1] = n
+    return Scaled(n, mean, variance, scale, scaled)
+
+
+def make_columns(signs: np.ndarray, costs: Sequence[np.ndarray]) -> Columns:
+    """Problems of all folds and classes.
+
+    Parameters
+    ----------
+    signs : ndarray of shape (n_classes, k)
+        Of a row of each class in each of k problems.
+    costs : sequence of ndarray of shape (n_classes, k)
+        For each fold.
+    """
+    k = signs.shape[1]
+    return Columns(
+        np.repeat(np.arange(len(costs)), k),
+        np.tile(signs.T, (len(costs), 1)).astype(np.float32),
+        np.concatenate([each.T for each in costs]).astype(np.float32),
+    )
