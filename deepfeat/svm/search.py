@@ -346,7 +346,8 @@ class Scores:
         return float(self._scorer(estimator, decision if self._decided else self._take(test), self._y[test]))
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(self._X[rows])
+        taken: np.ndarray = self._X[rows]
+        return taken
 
     def table(self, grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
         """Return one row per candidate, see `Search`."""
