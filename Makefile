@@ -5,7 +5,7 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-faults test-backends test-oldest docs build smoke check format clean
+.PHONY: demo test test-cluster test-faults test-backends test-oldest docs build smoke check format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ test: $(READY)
 
 test-faults: $(READY)
 	DEEPFEAT_KILLS=200 DEEPFEAT_MUTATIONS=2000 $(BIN)/python -m pytest tests/test_faults.py
+
+# Those tests of clusters, too, that end all workers.
+test-cluster: $(READY)
+	DEEPFEAT_CLUSTER=1 $(BIN)/python -m pytest tests/test_distributed.py tests/test_crew.py
 
 # Keras' other backends; TensorFlow's is what `test` runs.
 test-backends: $(READY)

@@ -17,7 +17,7 @@ import scipy.linalg  # noqa: F401
 from threadpoolctl import threadpool_info
 
 from deepfeat.backbones.applications import weights_folder
-from deepfeat.extraction import count_cores
+from deepfeat.computation import count_cores
 from deepfeat.runtimes.openvino import conversions_folder
 from deepfeat.runtimes.selection import has_gpu_driver
 from deepfeat.store import RECORD

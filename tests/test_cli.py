@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 import deepfeat
-from deepfeat.cli import main
+from deepfeat.cli import _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -225,13 +227,72 @@ def test_help_has_an_example(command, capsys):
     assert f"example: deepfeat {' '.join(command)}" in capsys.readouterr().out
 
 
-def test_interruption_says_how_to_go_on(cache, monkeypatch, capsys):
+def test_no_command_shows_all_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["deepfeat"])
+    assert main() == main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "bring a feature store up to date" in captured.err
+    assert "first steps: deepfeat demo" in captured.err
+
+
+def options(parser, path=()):
+    """Every option and argument of every command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield from options(command, (*path, name))
+        else:
+            yield " ".join([*path, *(action.option_strings or [action.dest])]), action
+
+
+@pytest.mark.parametrize(("name", "action"), list(options(_parser())))
+def test_option_has_help(name, action):
+    assert action.help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scoring", "auc"], "scoring is 'auc': use a scorer of scikit-learn such as "),
+        (["--plot", "curves.foo"], "ends in '.foo', use .png, .svg or .pdf"),
+        (["--plot", "nowhere/curves.png"], "there is no folder 'nowhere'"),
+        (["--report", "nowhere/report.html"], "there is no folder 'nowhere'"),
+        (["--save", "nowhere/skin.deepfeat"], "there is no folder 'nowhere'"),
+        (["--predictions", "nowhere/rows.csv"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_wrong_use_of_fit_is_one_sentence_and_costs_no_fit(cache, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deepfeat.svm.procedure.Procedure.__init__", None)
+    assert main(["fit", str(cache), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["extract", "photos", "--backbone", "VGG16", "--batch-size", "many"], "it is 'many': use 'auto' or a number"),
+        (["extract", "photos", "--backbone", "VGG16", "--batch-size", "-3"], "it is '-3': use 'auto' or a number"),
+        (["fit", "features.h5", "--choose", "best"], "it is 'best': use 'all-subsets', or 'top-N'"),
+    ],
+)
+def test_values_that_cannot_be_read_are_named(capsys, arguments, said):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_interruption_of_what_changes_nothing_says_so(cache, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deepfeat, "fit_svm", stop)
-    assert main(["fit", str(cache)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(deepfeat, "open_features", stop)
+    assert main(["store", "info", str(cache)]) == 130
+    assert capsys.readouterr().err == "deepfeat: stopped; nothing was changed\n"
 
 
 def test_demo_runs_both_stages_from_nothing(tmp_path):
@@ -246,8 +307,9 @@ def test_demo_runs_both_stages_from_nothing(tmp_path):
     assert "no picture" not in (tmp_path / "deepfeat-demo" / "report.html").read_text(encoding="utf-8")
     assert lines[-2].strip().startswith("deepfeat extract ")
     assert lines[-1].strip().startswith("deepfeat fit ")
-    assert "image/s" in run.stderr
-    assert "oneDNN" not in run.stderr
+    # No bar where there is no terminal, and nothing of what TensorFlow writes while it starts.
+    assert "\r" not in run.stderr
+    assert not re.search(r"^[IWEF]\d{4} |^WARNING|oneDNN|cuda", run.stderr, re.MULTILINE)
     store = deepfeat.open_features(tmp_path / "deepfeat-demo" / "features.h5")
     assert store.blocks["done"].tolist() == [1797]
     assert store.table["label"].value_counts().min() == 174

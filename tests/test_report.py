@@ -18,8 +18,8 @@ import deepfeat
 from deepfeat.cli import main
 from deepfeat.curves import precision_recall, reliability, roc, take_scores
 from deepfeat.errors import DataError, DeepfeatError, StoreError, UsageError
+from deepfeat.markup import Markup, element, join
 from deepfeat.report.gallery import hardest_errors
-from deepfeat.report.markup import Markup, element, join
 from deepfeat.report.pictures import load_pictures, make_sheets, overlay, picture_source
 from deepfeat.report.projection import project
 
@@ -327,7 +327,7 @@ def test_plot_draws_the_numbers_of_the_result(result, tmp_path):
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         new_figure = plots._new_figure
-        patch.setattr(plots, "_new_figure", lambda size: drawn.append(new_figure(size)) or drawn[-1])
+        patch.setattr(plots, "_new_figure", lambda *given: drawn.append(new_figure(*given)) or drawn[-1])
         result.plot(tmp_path / "figure.png")
     confusion, curves, _, calibration = drawn[0].axes
     assert [int(text.get_text()) for text in confusion.texts] == result.confusion.to_numpy().ravel().tolist()

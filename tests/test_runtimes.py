@@ -287,6 +287,13 @@ def test_batch_size_is_halved_when_memory_is_exhausted(monkeypatch, error, caplo
     assert relative(features, KerasRuntime(chosen, model, 4)(x)[0]) < 1e-5
 
 
+def test_auto_batch_size_is_no_larger_than_what_comes():
+    runtime = KerasRuntime(backbone(), backbone().build())
+    runtime._best, runtime.batch_size = (1.0, 8), 16
+    assert len(runtime(pictures(12))[0]) == 12
+    assert runtime.batch_size == 8
+
+
 def test_image_that_never_fits_is_one_sentence(monkeypatch):
     runtime = KerasRuntime(backbone(), backbone().build(), 4)
 
