@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.computation import build_network
 from deepfeat.errors import ImageError, UsageError
-from deepfeat.extraction import build_network
 from deepfeat.images import Preparation, load_image
 from deepfeat.plots import draw_activation_maps, draw_feature_maps
 
@@ -43,9 +43,11 @@ def feature_maps(image: str | os.PathLike[str], backbone: str | Backbone) -> dic
 
     Examples
     --------
-    >>> maps = deepfeat.feature_maps("mole.jpg", "EfficientNetLite0")       # doctest: +SKIP
-    >>> {name: values.shape for name, values in maps.items()}               # doctest: +SKIP
-    {'block0_project_bn': (112, 112, 16), ...}
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> maps = deepfeat.feature_maps("photos/MEL/mel01.png", mine)
+    >>> {name: values.shape for name, values in maps.items()}
+    {'conv2d_1': (7, 7, 16)}
     """
     chosen = as_backbones(backbone)[0]
     return _feature_maps(_picture(image, chosen), chosen)
@@ -80,6 +82,12 @@ def plot_feature_maps(
         If the image cannot be read.
     UsageError
         If a layer has no maps, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> deepfeat.plot_feature_maps("photos/MEL/mel01.png", mine, "maps.png", channels=3)
     """
     pictures, maps = _maps_of_all(image, backbones)
     draw_feature_maps(pictures, maps, path, channels)
@@ -113,6 +121,12 @@ def plot_activation_maps(
     References
     ----------
     .. [1] Zagoruyko and Komodakis (2017), Paying more attention to attention, ICLR, arXiv:1612.03928, section 3.1.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> deepfeat.plot_activation_maps("photos/MEL/mel01.png", mine, "activation.png")
     """
     pictures, maps = _maps_of_all(image, backbones)
     draw_activation_maps(pictures, maps, path)

@@ -19,10 +19,12 @@ from scipy import stats
 from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.onnx import count_onnx
 from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.computation import build_network, count_cores
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataError, DataWarning, UsageError
-from deepfeat.extraction import build_network, count_cores, extract
+from deepfeat.extraction import extract
 from deepfeat.images import Preparation, stream_images
+from deepfeat.interruption import interruptible
 from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
 from deepfeat.splits import merge_groups
 from deepfeat.store import FeatureStore
@@ -43,6 +45,7 @@ _PROBE_GRID = {"C": [1e-3]}
 _PROBE_FOLDS = 5
 
 
+@interruptible("nothing was kept, and the same call begins again")
 def benchmark(
     images: Any,
     backbones: str | Backbone | Sequence[str | Backbone],
@@ -94,7 +97,13 @@ def benchmark(
 
     Examples
     --------
-    >>> deepfeat.benchmark("photos", ["EfficientNetLite0", "VGG16"])[["both", "score"]]   # doctest: +SKIP
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> table = deepfeat.benchmark("photos", mine, n_images=20)
+    >>> int(table.loc["mine", "parameters"]), int(table.loc["mine", "dim"])
+    (1392, 16)
+    >>> bool(table.loc["mine", "both"] > 0)
+    True
     """
     if not isinstance(n_images, int | np.integer) or isinstance(n_images, bool) or n_images < 1:
         msg = f"n_images is {n_images!r}: use a number of images"
@@ -245,6 +254,6 @@ def _resident() -> float:
     """Bytes of memory in which the process lies; NaN where the system has no file that says so."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
+    except OSError:  # pragma: no cover - not on Linux
         return float("nan")
     return float(pages * os.sysconf("SC_PAGE_SIZE"))

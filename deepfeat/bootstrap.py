@@ -161,7 +161,7 @@ def overall_metrics(
         kept = np.where(absent, np.nan, values)
         known = ~np.isnan(kept)
         with np.errstate(invalid="ignore"):
-            return np.where(known, kept, 0).sum(axis=-1) / known.sum(axis=-1)
+            return np.asarray(np.where(known, kept, 0).sum(axis=-1) / known.sum(axis=-1))
 
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     values = {
@@ -252,7 +252,7 @@ class _Ranking:
         below = n_negative[:, None] - (above + above_or_equal) / 2
         precision = found_by_then / np.maximum(images_by_then, 1)
         sums = [(hits * below).sum(axis=1), n_positive * n_negative, (hits * precision).sum(axis=1), n_positive]
-        return np.array(sums) * ((n_positive > 0) & (n_negative > 0))
+        return np.asarray(np.array(sums) * ((n_positive > 0) & (n_negative > 0)))
 
 
 def _combine(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0, 1 if the work failed, 2 for wrong use, 130 if interrupted, 141 if nobody reads the output any more.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    _complete(parser)
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
+    arguments = parser.parse_args(argv)
     try:
         with warnings.catch_warnings(), _shown_log():
             warnings.simplefilter("always", DataWarning)
@@ -46,10 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (DeepfeatError, OSError) as error:
         return _complain(error, 1)
-    except KeyboardInterrupt:
-        print("deepfeat: stopped; what was computed is stored, and the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        left = getattr(interruption, "__notes__", ["nothing was changed"])
+        print(f"deepfeat: stopped; {left[0]}", file=sys.stderr)
         return 130
     return 0
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks what may come next, see `deepfeat completion`; that ends the process."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -80,23 +94,35 @@ def extract(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     backbones = [_backbone(text, arguments) for text in arguments.backbone]
-    store = deepfeat.extract(
-        _read_table(arguments),
-        backbones,
-        arguments.cache,
-        batch_size=arguments.batch_size,
-        runtime=arguments.runtime,
-        precision=arguments.precision,
-        views=arguments.view,
-        dtype=arguments.dtype,
-        on_error=arguments.on_error,
-        progress=not arguments.quiet,
-    )
+    with _client(arguments.scheduler) as client:
+        store = deepfeat.extract(
+            _read_table(arguments),
+            backbones,
+            arguments.cache,
+            batch_size=arguments.batch_size,
+            runtime=arguments.runtime,
+            precision=arguments.precision,
+            views=arguments.view,
+            dtype=arguments.dtype,
+            on_error=arguments.on_error,
+            client=client,
+            progress=not arguments.quiet,
+        )
     _print_store(store, arguments.json)
+
+
+def _client(scheduler: str | None) -> Any:
+    """Connect to a Dask scheduler, where one is named."""
+    if scheduler is None:
+        return contextlib.nullcontext()
+    from deepfeat.cluster import connect
+
+    return connect(scheduler)
 
 
 def fit(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM on a feature store."""
+    _check_outputs(arguments.report, arguments.predictions, arguments.save, picture=arguments.plot)
     result = _fit(arguments)
     if arguments.report:
         result.report(arguments.report)
@@ -128,6 +154,7 @@ def fit(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM, and write all about it as one HTML page."""
+    _check_outputs(arguments.output)
     result = _fit(arguments)
     result.report(
         arguments.output,
@@ -139,6 +166,18 @@ def report(arguments: argparse.Namespace) -> None:
         title=arguments.title,
     )
     print(f"wrote {arguments.output}")
+
+
+def _check_outputs(*files: str | None, picture: str | None = None) -> None:
+    """Refuse files that could not be written before the work begins, and not after it."""
+    for file in filter(None, files):
+        if not Path(file).parent.is_dir():
+            msg = f"cannot write {file}: there is no folder {str(Path(file).parent)!r}"
+            raise UsageError(msg)
+    if picture is not None:
+        from deepfeat.plots import check_picture
+
+        check_picture(picture)
 
 
 def _explain(arguments: argparse.Namespace) -> Any:
@@ -159,31 +198,33 @@ def _fit(arguments: argparse.Namespace) -> Any:
     if arguments.choose and arguments.backbone:
         raise UsageError("--choose takes its pick of all blocks: leave out --backbone")
     weights = [None if weight == "none" else weight for weight in arguments.class_weight]
-    return deepfeat.fit_svm(
-        arguments.cache,
-        backbones=arguments.choose or arguments.backbone,
-        fusion=arguments.fusion,
-        views=None if arguments.views == "none" else arguments.views,
-        kernel=arguments.kernel,
-        loss=arguments.loss,
-        classifier=arguments.classifier,
-        param_grid="auto" if arguments.widen else grid,
-        class_weight=weights,
-        positive=arguments.positive,
-        ungrouped=arguments.ungrouped,
-        duplicates=_read_pairs(arguments.duplicates),
-        test=_test(arguments.test),
-        cv=arguments.cv,
-        nested=arguments.nested,
-        calibrate=arguments.calibrate or False,
-        threshold=None if arguments.threshold is None else _number_or_name(arguments.threshold),
-        scoring=arguments.scoring,
-        engine=arguments.engine,
-        max_memory=None if arguments.max_memory is None else arguments.max_memory * 1e9,
-        n_jobs=arguments.jobs,
-        seed=arguments.seed,
-        ledger=not arguments.no_ledger,
-    )
+    with _client(arguments.scheduler) as client:
+        return deepfeat.fit_svm(
+            arguments.cache,
+            backbones=arguments.choose or arguments.backbone,
+            fusion=arguments.fusion,
+            views=None if arguments.views == "none" else arguments.views,
+            kernel=arguments.kernel,
+            loss=arguments.loss,
+            classifier=arguments.classifier,
+            param_grid="auto" if arguments.widen else grid,
+            class_weight=weights,
+            positive=arguments.positive,
+            ungrouped=arguments.ungrouped,
+            duplicates=_read_pairs(arguments.duplicates),
+            test=_test(arguments.test),
+            cv=arguments.cv,
+            nested=arguments.nested,
+            calibrate=arguments.calibrate or False,
+            threshold=None if arguments.threshold is None else _number_or_name(arguments.threshold),
+            scoring=arguments.scoring,
+            engine=arguments.engine,
+            max_memory=None if arguments.max_memory is None else arguments.max_memory * 1e9,
+            n_jobs=arguments.jobs,
+            seed=arguments.seed,
+            ledger=not arguments.no_ledger,
+            client=client,
+        )
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -219,6 +260,8 @@ def explain(arguments: argparse.Namespace) -> None:
     """Draw where in an image the decision value of a class comes from."""
     import deepfeat
 
+    _check_outputs(picture=arguments.output)
+
     given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
     classifier = deepfeat.load(arguments.model, given, runtime=arguments.runtime)
     names = {str(name): name for name in classifier.classes}
@@ -232,6 +275,8 @@ def explain(arguments: argparse.Namespace) -> None:
 def finetune(arguments: argparse.Namespace) -> None:
     """Train a backbone on labelled images, and keep it with what is known of the training."""
     import deepfeat
+
+    _check_outputs(picture=arguments.plot)
 
     names = [
         *("positive", "head_epochs", "epochs", "patience", "batch_size", "head_learning_rate", "learning_rate"),
@@ -290,6 +335,8 @@ def _number_or_name(text: str) -> float | str:
 def bench(arguments: argparse.Namespace) -> None:
     """Measure the speed, size and score of backbones on some of the images."""
     import deepfeat
+
+    _check_outputs(picture=arguments.plot)
 
     table = deepfeat.benchmark(
         _read_table(arguments),
@@ -350,6 +397,16 @@ def doctor(arguments: argparse.Namespace) -> None:
     if faults:
         msg = f"{len(faults)} fault(s) to be mended: {', '.join(faults)}"
         raise DeepfeatError(msg)
+
+
+def completion(arguments: argparse.Namespace) -> None:
+    """Print what has a shell complete commands, options, names of networks and blocks, and files."""
+    try:
+        import argcomplete
+    except ImportError as error:
+        msg = "completion needs the package argcomplete: run `pip install 'deepfeat[completion]'`"
+        raise DeepfeatError(msg) from error
+    print(argcomplete.shellcode(["deepfeat"], shell=arguments.shell))
 
 
 def store_info(arguments: argparse.Namespace) -> None:
@@ -494,6 +551,8 @@ def store_similarity(arguments: argparse.Namespace) -> None:
     """Show which blocks say the same, by linear centred kernel alignment."""
     import deepfeat
 
+    _check_outputs(picture=arguments.plot)
+
     table = deepfeat.linear_cka(arguments.cache, arguments.backbone)
     if arguments.plot:
         deepfeat.plot_similarity(table, arguments.plot)
@@ -505,7 +564,9 @@ def store_similarity(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="deepfeat", description="Extract image features once; fit SVMs on them in seconds."
+        prog="deepfeat",
+        description="Extract image features once; fit SVMs on them in seconds.",
+        epilog="first steps: deepfeat demo, then deepfeat COMMAND --help; deepfeat doctor looks at the machine",
     )
     parser.add_argument("--version", action="version", version=f"deepfeat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -520,6 +581,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_explain(commands)
     _add_store(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -541,15 +603,24 @@ def _add_extract(commands: Any) -> None:
         "--cache", default="features.h5", help="feature store to make or extend (default: features.h5)"
     )
     _add_label_options(command)
-    command.add_argument("--batch-size", type=_batch_size, default="auto")
+    command.add_argument("--batch-size", type=_batch_size, default="auto", help="images at once (default: as measured)")
     _add_runtime_options(command)
     command.add_argument(
         "--view", action="append", metavar="VIEW", help="original, hflip, rot90, center, …; may be repeated"
     )
     command.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored features")
-    command.add_argument("--on-error", default="record", choices=("record", "raise"))
+    command.add_argument(
+        "--on-error", default="record", choices=("record", "raise"), help="for a bad image (default: record)"
+    )
+    _add_scheduler(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def _add_scheduler(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers compute, such as tcp://10.0.0.1:8786"
+    )
 
 
 def _add_bench(commands: Any) -> None:
@@ -561,9 +632,9 @@ def _add_bench(commands: Any) -> None:
     _add_label_options(command)
     _add_runtime_options(command)
     command.add_argument("--n-images", dest="images_drawn", type=int, default=512, help="to draw (default: 512)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--plot", metavar="FILE", help="draw score against speed: .png, .svg or .pdf")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_finetune(commands: Any) -> None:
@@ -577,7 +648,7 @@ def _add_finetune(commands: Any) -> None:
     _add_finetune_options(command)
     _add_label_options(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -585,7 +656,12 @@ def _add_doctor(commands: Any) -> None:
     command.add_argument("--cache", default="features.h5", help="feature store to be made (default: features.h5)")
     command.add_argument("--n-images", type=int, help="to be extracted, for an estimate of the store's size")
     command.add_argument("--dim", type=int, default=1280, help="of all embeddings of an image (default: 1280)")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def _add_completion(commands: Any) -> None:
+    command = _command(commands, "completion", completion, 'eval "$(deepfeat completion bash)"  # in ~/.bashrc')
+    command.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose code is printed")
 
 
 def _add_fit(commands: Any) -> None:
@@ -603,7 +679,7 @@ def _add_fit(commands: Any) -> None:
         metavar="FILE",
         help="with --save: .keras or .weights.h5 file that is to travel along; may be repeated",
     )
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_report(commands: Any) -> None:
@@ -654,7 +730,7 @@ def _add_store(commands: Any) -> None:
     )
     command = _command(store, "info", store_info, "deepfeat store info features.h5")
     command.add_argument("cache", help="feature store")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
     command = _command(store, "verify", store_verify, "deepfeat store verify features.h5 --sample 32")
     command.add_argument("cache", help="feature store")
     command.add_argument("--repair", action="store_true", help="declare damaged rows missing, to be extracted again")
@@ -664,12 +740,13 @@ def _add_store(commands: Any) -> None:
     command = _command(store, "merge", store_merge, "deepfeat store merge all.h5 part1.h5 part2.h5")
     command.add_argument("target", help="feature store to make or extend")
     command.add_argument("sources", nargs="+", help="feature stores, which stay as they are")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
     command = _command(store, "export", store_export, "deepfeat store export features.h5 features.parquet")
     command.add_argument("cache", help="feature store")
     command.add_argument("output", help="file to write: .parquet, .npz or .csv")
-    command.add_argument("--backbone", action="append", help="block to write, by name or key; may be repeated")
+    action = command.add_argument("--backbone", action="append", help="block to write, by name or key; may be repeated")
+    _complete_from(action, _blocks)
 
     command = _command(store, "import", store_import, "deepfeat store import features.h5 vit.npy --csv labels.csv")
     command.add_argument("cache", help="feature store to make or extend")
@@ -680,7 +757,7 @@ def _add_store(commands: Any) -> None:
     command.add_argument("--image-column", default="image", help="ids in the CSV (default: image)")
     command.add_argument("--label-column", help="labels in the CSV")
     command.add_argument("--group-column", help="patient or lesion in the CSV")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
     _add_looks(store)
 
 
@@ -688,12 +765,13 @@ def _add_compare(commands: Any) -> None:
     command = _command(commands, "compare", compare, "deepfeat compare features.h5 --backbone VGG16 --backbone A+B")
     command.add_argument("cache", help="feature store")
     command.add_argument("--ledger", action="store_true", help="list the fits that were recorded, the best first")
-    command.add_argument(
+    action = command.add_argument(
         "--backbone",
         action="append",
         metavar="NAME[+NAME]",
         help="blocks of one candidate; to be repeated (default: each block alone, and all joined)",
     )
+    _complete_from(action, _blocks)
     command.add_argument("--metric", default="balanced_accuracy", help="(default: balanced_accuracy)")
     command.add_argument("--label", help="compare the metric of this class")
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
@@ -702,42 +780,68 @@ def _add_compare(commands: Any) -> None:
     command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
     command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
     command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_looks(store: Any) -> None:
     command = _command(store, "duplicates", store_duplicates, "deepfeat store duplicates features.h5 --csv pairs.csv")
     command.add_argument("cache", help="feature store")
-    command.add_argument("--backbone", action="append", help="block, by name or key; may be repeated (default: all)")
+    action = command.add_argument(
+        "--backbone", action="append", help="block, by name or key; may be repeated (default: all)"
+    )
+    _complete_from(action, _blocks)
     command.add_argument("--threshold", type=float, default=0.9, help="least cosine of a pair (default: 0.9)")
     command.add_argument("--csv", metavar="FILE", help="write the pairs here, for `deepfeat fit --duplicates`")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
     command = _command(store, "similarity", store_similarity, "deepfeat store similarity features.h5 --plot cka.png")
     command.add_argument("cache", help="feature store")
-    command.add_argument("--backbone", action="append", help="block, by name or key; may be repeated (default: all)")
+    action = command.add_argument(
+        "--backbone", action="append", help="block, by name or key; may be repeated (default: all)"
+    )
+    _complete_from(action, _blocks)
     command.add_argument("--plot", metavar="FILE", help="draw a heat map: .png, .svg or .pdf")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    action = command.add_argument(
         "--backbone",
         action="append",
         help="block to use, by name or key, or NAME@folds for all folds of a network; may be repeated (default: all)",
     )
+    _complete_from(action, _blocks)
     command.add_argument(
-        "--choose", metavar="top-N|all-subsets", help="choose blocks by cross-validation: the N best alone, or any set"
+        "--choose",
+        type=_sets_of_blocks,
+        metavar="top-N|all-subsets",
+        help="choose blocks by cross-validation: the N best alone, or any set",
     )
-    command.add_argument("--fusion", default="concat", choices=("concat", "average", "aligned", "late"))
-    command.add_argument("--views", default="average", choices=("average", "augment", "vote", "none"))
-    command.add_argument("--kernel", default="linear", choices=("linear", "rbf"))
-    command.add_argument("--loss", default="squared_hinge", choices=("squared_hinge", "hinge"))
-    command.add_argument("--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"))
+    command.add_argument(
+        "--fusion",
+        default="concat",
+        choices=("concat", "average", "aligned", "late"),
+        help="of blocks (default: concat)",
+    )
+    command.add_argument(
+        "--views",
+        default="average",
+        choices=("average", "augment", "vote", "none"),
+        help="of images (default: average)",
+    )
+    command.add_argument("--kernel", default="linear", choices=("linear", "rbf"), help="(default: linear)")
+    command.add_argument(
+        "--loss", default="squared_hinge", choices=("squared_hinge", "hinge"), help="(default: squared_hinge)"
+    )
+    command.add_argument(
+        "--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"), help="(default: by kernel)"
+    )
     command.add_argument("--C", type=float, nargs="+", help="values to try")
     command.add_argument("--gamma", type=float, nargs="+", help="values to try, for the rbf kernel")
     command.add_argument("--widen", action="store_true", help="widen the default grid while the best is at its edge")
-    command.add_argument("--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"))
+    command.add_argument(
+        "--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"), help="values to try"
+    )
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
     command.add_argument("--test", default="split", help="'split' (stored test rows), a share such as 0.2, or 'none'")
     command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
@@ -745,7 +849,8 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", default="auto", choices=("auto", "sklearn"), help="what solves the SVMs")
     command.add_argument("--max-memory", type=float, metavar="GB", help="(default: half of the machine's)")
     command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
-    command.add_argument("--seed", type=int, default=0)
+    _add_scheduler(command)
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
     command.add_argument(
         "--calibrate", choices=("sigmoid", "isotonic"), help="decision values to probabilities by this"
@@ -765,41 +870,51 @@ def _add_finetune_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--test", type=float, help="share of the images for a test split, which training never sees")
     command.add_argument("--folds", type=int, help="train one network without each of so many folds")
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
-    command.add_argument("--unfreeze", default="0.3", help="share of layers that learn, or the first (default: 0.3)")
+    command.add_argument(
+        "--unfreeze",
+        default="0.3",
+        help="share of layers that learn, or the name of the first that does (default: 0.3)",
+    )
     command.add_argument("--head-epochs", type=int, default=3, help="of the classifier alone (default: 3)")
     command.add_argument("--epochs", type=int, default=50, help="at most, of the unfrozen layers (default: 50)")
     command.add_argument("--patience", type=int, default=8, help="epochs without a lower loss (default: 8)")
-    command.add_argument("--batch-size", type=int, default=32)
-    command.add_argument("--head-learning-rate", type=float, default=1e-3)
-    command.add_argument("--learning-rate", type=float, default=1e-4)
-    command.add_argument("--schedule", default="plateau", choices=("plateau", "cyclical", "constant"))
-    command.add_argument("--imbalance", default="class_weight", choices=("class_weight", "resample", "none"))
+    command.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
+    command.add_argument("--head-learning-rate", type=float, default=1e-3, help="of the first phase (default: 1e-3)")
+    command.add_argument("--learning-rate", type=float, default=1e-4, help="of the second (default: 1e-4)")
+    command.add_argument(
+        "--schedule", default="plateau", choices=("plateau", "cyclical", "constant"), help="of the learning rate"
+    )
+    command.add_argument(
+        "--imbalance", default="class_weight", choices=("class_weight", "resample", "none"), help="of classes"
+    )
     kinds = ("flip", "rotate", "color")
     command.add_argument("--augment", nargs="+", default=kinds, choices=(*kinds, "none"), help="(default: all)")
     command.add_argument("--l2", type=float, default=1e-4, help="penalty on weights (default: 1e-4)")
     command.add_argument("--dropout", type=float, default=0.3, help="before the classifier (default: 0.3)")
     command.add_argument("--embedding-dim", type=int, help="width of an embedding that several networks share")
     command.add_argument("--val-size", type=float, default=0.15, help="share that tells when to stop (default: 0.15)")
-    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the network")
+    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--plot", metavar="FILE", help="draw loss and accuracy: .png, .svg or .pdf")
-    command.add_argument("--backbone", required=True, metavar="NAME[=WEIGHTS]", help="as for extract")
+    action = command.add_argument("--backbone", required=True, metavar="NAME[=WEIGHTS]", help="as for extract")
+    _complete_from(action, _networks)
     _add_network_options(command)
 
 
 def _add_backbone_options(command: argparse.ArgumentParser, *, required: bool) -> None:
-    command.add_argument(
+    action = command.add_argument(
         "--backbone",
         action="append",
         required=required,
         metavar="NAME[=WEIGHTS]",
         help="network, or a .keras or .onnx file; WEIGHTS is a file or 'random' (default: ImageNet); may be repeated",
     )
+    _complete_from(action, _networks)
     _add_network_options(command)
 
 
 def _add_classifier_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
+    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"), help="what runs networks")
     _add_backbone_options(command, required=False)
 
 
@@ -807,7 +922,12 @@ def _add_network_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layer", action="append", help="named layer instead of the network's output; may be repeated"
     )
-    command.add_argument("--pooling", default="avg", choices=("avg", "max", "gem", "flatten", "none"))
+    command.add_argument(
+        "--pooling",
+        default="avg",
+        choices=("avg", "max", "gem", "flatten", "none"),
+        help="of feature maps (default: avg)",
+    )
     command.add_argument("--input-size", type=int, help="pixels (default: the network's own)")
     command.add_argument("--resize", choices=("squash", "crop", "pad"), help="(default: squash)")
     command.add_argument(
@@ -827,7 +947,7 @@ def _add_label_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_runtime_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"))
+    command.add_argument("--runtime", default="auto", choices=("auto", "keras", "openvino"), help="what runs networks")
     command.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the network")
 
 
@@ -874,8 +994,40 @@ def _read_table(arguments: argparse.Namespace) -> Any:
     return deepfeat.read_folder(arguments.images)
 
 
+def _complete_from(action: argparse.Action, names: Callable[..., list[str]]) -> None:
+    """Let a shell complete the values of an option from what a function of ``prefix`` and ``parsed_args`` names."""
+    action.completer = names  # type: ignore[attr-defined]
+
+
+def _networks(**_: Any) -> list[str]:
+    import deepfeat
+
+    return list(deepfeat.list_backbones().index)
+
+
+def _blocks(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Names of the blocks of the store that the command line has so far."""
+    import deepfeat
+
+    with contextlib.suppress(DeepfeatError):
+        return list(dict.fromkeys(deepfeat.open_features(parsed_args.cache).blocks["name"]))
+    return []
+
+
 def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text)
+    msg = f"it is {text!r}: use 'auto' or a number of images"
+    raise argparse.ArgumentTypeError(msg)
+
+
+def _sets_of_blocks(text: str) -> str:
+    from deepfeat.svm.selection import is_choice
+
+    if is_choice(text):
+        return text
+    msg = f"it is {text!r}: use 'all-subsets', or 'top-N' such as 'top-2'"
+    raise argparse.ArgumentTypeError(msg)
 
 
 def _read_pairs(path: str | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,7 @@ class Scores:
     """
 
     rows: pd.DataFrame
-    classes: list
+    classes: list[Any]
     truth: np.ndarray
     guess: np.ndarray
     decision: np.ndarray

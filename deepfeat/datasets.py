@@ -13,7 +13,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,12 +70,17 @@ def read_folder(root: str | os.PathLike[str]) -> pd.DataFrame:
     Examples
     --------
     >>> import deepfeat
-    >>> table = deepfeat.read_folder("photos")            # doctest: +SKIP
-    >>> table.label.value_counts()                        # doctest: +SKIP
+    >>> table = deepfeat.read_folder("photos")
+    >>> table[["image_id", "label"]].head(2)
+            image_id label
+    0  MEL/mel01.png   MEL
+    1  MEL/mel02.png   MEL
+    >>> table["label"].value_counts().to_dict()
+    {'MEL': 12, 'NV': 12}
     """
     names, others = _list_images(root)
     if not names:
-        found = f"{len(others)} other files" if others else "nothing"
+        found = f"{len(others)} other file(s)" if others else "nothing"
         msg = f"no images found in {os.fspath(root)!r}, only {found}: expected one sub-folder of images per class"
         raise DataError(msg)
     parts = [PurePosixPath(name).parts for name in names]
@@ -141,6 +146,16 @@ def read_csv(
     DataWarning
         For rows without an image, images without a row, missing labels, and
         groups with several labels.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> table = deepfeat.read_csv("labels.csv", "photos", group="patient")
+    >>> table[["image_id", "label", "group"]].head(3)
+      image_id label group
+    0    mel01   MEL   p00
+    1    mel02   MEL   p00
+    2    mel03   MEL   p01
     """
     rows = read_delimited(csv, [c for c in (image, label, group, split) if c is not None])
     return _locate(
@@ -188,6 +203,13 @@ def read_isic(
     References
     ----------
     Combalia et al. (2019), BCN20000, arXiv:1908.02288.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> table = deepfeat.read_isic("photos", "truth.csv", "metadata.csv")
+    >>> len(table), table["group"].nunique()
+    (24, 12)
     """
     truth = read_delimited(ground_truth, ["image"])
     ids = truth["image"].tolist()
@@ -229,6 +251,14 @@ def split_table(table: pd.DataFrame, test_size: float = 0.2, seed: int = 0) -> p
     DataError
         If there is a split already, no label at all, one class only, or a
         class too small to be on both sides.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> table = deepfeat.read_csv("labels.csv", "photos", group="patient")
+    >>> table = deepfeat.split_table(table, test_size=0.25)
+    >>> table["split"].value_counts().to_dict()
+    {'train': 18, 'test': 6}
     """
     from deepfeat.splits import hold_out
 
@@ -483,7 +513,7 @@ def _locate(
 
 def _match(ids: Sequence[str], names: Sequence[str]) -> list[list[str]]:
     """Files for each id: by relative path, path without ending, file name, bare name; first that fits."""
-    keys = (
+    keys: tuple[Callable[[PurePosixPath], PurePosixPath], ...] = (
         lambda name: name,
         lambda name: name.with_suffix(""),
         lambda name: PurePosixPath(name.name),

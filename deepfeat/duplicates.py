@@ -66,9 +66,10 @@ def find_duplicates(
 
     Examples
     --------
-    >>> pairs = deepfeat.find_duplicates("features.h5")                     # doctest: +SKIP
-    >>> pairs[~pairs["same_group"] & (pairs["label_a"] != pairs["label_b"])]  # doctest: +SKIP
-    >>> deepfeat.fit_svm("features.h5", duplicates=pairs)                    # doctest: +SKIP
+    >>> import deepfeat
+    >>> pairs = deepfeat.find_duplicates("skin.h5", "EfficientNetLite0", threshold=0.8)
+    >>> differ = pairs[~pairs["same_group"] & (pairs["label_a"] != pairs["label_b"])]  # to be looked at first
+    >>> result = deepfeat.fit_svm("skin.h5", duplicates=pairs, cv=2)
     """
     if not 0 < threshold <= 1:
         msg = f"threshold is {threshold!r}: use a cosine above 0 and at most 1, such as 0.9"

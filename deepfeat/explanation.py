@@ -205,7 +205,7 @@ class _Part:
 
     def place(self, values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         """Share out the values of positions to the cells of a grid over the picture; their sum stays."""
-        return self.overlap(0, grid) @ values @ self.overlap(1, grid).T
+        return np.asarray(self.overlap(0, grid) @ values @ self.overlap(1, grid).T)
 
     def overlap(self, axis: int, grid: tuple[int, int]) -> np.ndarray:
         return overlap(self.upright.shape[axis], grid[axis], *(self._rows, self._columns)[axis])
@@ -214,7 +214,7 @@ class _Part:
         """Averages over what is left of the positions when a part of each is left out, of shape (n, width)."""
         kept = 1 - cells.reshape(len(cells), -1)
         flat = self.upright.reshape(self.positions, -1)
-        return kept @ flat / np.maximum(kept.sum(axis=1, keepdims=True), 1e-12)
+        return np.asarray(kept @ flat / np.maximum(kept.sum(axis=1, keepdims=True), 1e-12))
 
 
 def overlap(n_source: int, n_target: int, low: float, high: float) -> np.ndarray:
@@ -237,7 +237,7 @@ def overlap(n_source: int, n_target: int, low: float, high: float) -> np.ndarray
     inner[0], inner[-1] = min(0.0, low) - 1, max(1.0, high) + 1
     top = np.minimum(edges[1:], inner[1:, np.newaxis])
     bottom = np.maximum(edges[:-1], inner[:-1, np.newaxis])
-    return np.clip(top - bottom, 0, None) / (edges[1:] - edges[:-1])
+    return np.asarray(np.clip(top - bottom, 0, None) / (edges[1:] - edges[:-1]))
 
 
 def _occlude(
@@ -256,7 +256,7 @@ def _occlude(
     def fall(occluded: Sequence[bool]) -> np.ndarray:
         pairs = zip(left, pooled, occluded, strict=True)
         rows = [inside if chosen else np.repeat(outside, n_cells, axis=0) for inside, outside, chosen in pairs]
-        return (whole - decide(rows)).reshape(grid)
+        return np.asarray((whole - decide(rows)).reshape(grid))
 
     names = dict.fromkeys(part.maps.block for part in parts)
     return fall([True] * len(parts)), {name: fall([p.maps.block == name for p in parts]) for name in names}
@@ -265,7 +265,7 @@ def _occlude(
 def _cells(part: _Part, grid: tuple[int, int]) -> np.ndarray:
     """Which share of each position lies in each cell of the grid, of shape (cells, positions)."""
     shares = np.einsum("ai,bj->abij", part.overlap(0, grid), part.overlap(1, grid))
-    return shares.reshape(grid[0] * grid[1], part.positions)
+    return np.asarray(shares.reshape(grid[0] * grid[1], part.positions))
 
 
 def _refuse_others(maps: Sequence[Maps], poolings: tuple[str, ...]) -> None:

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import itertools
 import logging
 import os
-import platform
-import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import PIL
-from tqdm.auto import tqdm
 
-from deepfeat import __version__
 from deepfeat.backbones.network import check_choice, model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.computation import (
+    Computed,
+    Job,
+    LoadedBackbone,
+    Opened,
+    Output,
+    Plan,
+    Wanted,
+    build_network,
+    compute_chunks,
+    count_cores,
+    log_busy,
+)
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataWarning, ImageError, UsageError
-from deepfeat.images import VIEWS, FileStamp, LoadedImage, Preparation, stamp_file, stream_images
-from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
-from deepfeat.runtimes.startup import paused_collection
+from deepfeat.images import VIEWS, FileStamp, LoadedImage, stamp_file
+from deepfeat.interruption import interruptible
+from deepfeat.progress import progress_bar
+from deepfeat.runtimes.selection import resolve
 from deepfeat.store import (
     DONE,
     FAILED,
@@ -48,8 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Images that are handed on and stored together where no batch size is given.
-CHUNK = 32
+#: Who computes: from images that are wanted to what came of them, in any order.
+Compute = Callable[[Plan, Iterator[Wanted]], Generator[Computed]]
 
 
 def extract(
@@ -63,6 +69,7 @@ def extract(
     views: str | Sequence[str] | None = None,
     dtype: str = "float32",
     on_error: str = "record",
+    client: Any = None,
     progress: bool = True,
 ) -> FeatureStore:
     """Compute the features that are not in the cache yet.
@@ -98,6 +105,9 @@ def extract(
     on_error : {"record", "raise"}
         Whether an image that cannot be read is recorded as failed with the
         reason, or ends the work; what is stored so far stays.
+    client : distributed.Client, optional
+        The workers of its cluster decode the images and run the networks, and this process alone writes the store; see
+        docs/scaling.md. They need deepfeat, and the images under the same paths.
     progress : bool
         Whether to show a progress bar on standard error.
 
@@ -118,6 +128,8 @@ def extract(
         With ``on_error="raise"``, for the first image that cannot be read.
     StoreError
         If the cache is no feature store.
+    ClusterError
+        If the connection to the cluster is lost, or images end one worker after the other.
 
     Warns
     -----
@@ -126,9 +138,20 @@ def extract(
 
     Examples
     --------
-    >>> store = deepfeat.extract("photos", "EfficientNetLite0")           # doctest: +SKIP
-    >>> store.features("EfficientNetLite0").shape                         # doctest: +SKIP
-    (920, 1280)
+    >>> import deepfeat
+    >>> store = deepfeat.extract("photos", "EfficientNetLite0", "features.h5", progress=False)
+    >>> store.features("EfficientNetLite0").shape
+    (24, 1280)
+
+    The same call again computes nothing; with more images, backbones or views it computes what is new.
+
+    >>> store = deepfeat.extract(
+    ...     "photos", "EfficientNetLite0", "features.h5", views=["original", "hflip"], progress=False
+    ... )
+    >>> store.blocks[["name", "dim", "done"]]
+                          name   dim  done
+    0        EfficientNetLite0  1280    24
+    1  EfficientNetLite0@hflip  1280    24
     """
     if on_error not in ("record", "raise"):
         msg = f"on_error is {on_error!r}: use 'record' or 'raise'"
@@ -136,16 +159,17 @@ def extract(
     _check_batch_size(batch_size)
     check_choice("dtype", dtype, DTYPES)
     shown = check_views(views)
-    resolved = resolve(runtime, precision)[1]
     chosen = as_backbones(backbones)
     table = as_table(images)
+    resolved = _resolve_precision(runtime, precision, client)
     options = _Options(batch_size, runtime, resolved, shown, dtype, on_error, progress)
-    with StoreWriter(cache) as writer:
+    left = f"what was computed is in {os.fspath(cache)}, and the same call goes on from there"
+    with interruptible(left), StoreWriter(cache) as writer:
         rows = writer.add_images(table)
         paths = dict(zip(rows.tolist(), table["path"], strict=True))
         stamps = {row: stamp_file(path) for row, path in paths.items()}
         runs = [_Run(writer, backbone, options, stamps) for backbone in chosen]
-        _process(runs, paths, options)
+        _process(runs, paths, options, _compute_here(runs) if client is None else _compute_on(client))
     store = open_features(cache)
     _report(store, [key for run in runs for key in run.keys], rows)
     return store
@@ -178,7 +202,8 @@ def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[
     seen = np.array([(-1, -1) if s is None else (s.size, s.mtime_ns) for s in stamps.values()], np.int64)
     known = records[rows]
     changed = (known["size"] != seen[:, 0]) | (known["mtime_ns"] != seen[:, 1])
-    return rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
+    wanted: list[int] = rows[(known["state"] != DONE) | (changed & (seen[:, 0] >= 0))].tolist()
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -192,147 +217,148 @@ class _Options:
     progress: bool
 
 
-def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options) -> None:
-    """Decode the images that any run needs, once, and let the networks compute beside decoding and storing.
+def _resolve_precision(runtime: str, precision: str, client: Any) -> str:
+    """Decide what precision="auto" means for whoever computes."""
+    if client is None:
+        return resolve(runtime, precision)[1]
+    from deepfeat.distributed import resolve_on_worker
+
+    return resolve_on_worker(client, runtime, precision)[1]
+
+
+def _compute_here(runs: Sequence[_Run]) -> Compute:
+    def compute(plan: Plan, wanted: Iterator[Wanted]) -> Generator[Computed]:
+        backbones = [LoadedBackbone(run.job, run.model) for run in runs]
+        yield from compute_chunks(plan, wanted, backbones, count_cores())
+        log_busy(backbones)
+
+    return compute
+
+
+def _compute_on(client: Any) -> Compute:
+    from deepfeat.distributed import compute_shards
+
+    return lambda plan, wanted: compute_shards(client, plan, wanted)
+
+
+def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options, compute: Compute) -> None:
+    """Have what the runs need computed, each image decoded once for all of them, and store it as it comes.
 
     With on_error="raise", stop after the first chunk with a failure.
     """
     rows = sorted(set().union(*(run.rows for run in runs)))
-    wanted = ((row, paths[row], {p for run in runs if row in run.rows for p in run.preparations}) for row in rows)
-    size = CHUNK if options.batch_size == "auto" else int(options.batch_size)
-    workers = count_cores()
-    loaded = stream_images(wanted, workers=workers, ahead=2 * size + workers)
+    wanted = (
+        Wanted(row, paths[row], {n: run.kept(row) for n, run in enumerate(runs) if row in run.rows}) for row in rows
+    )
+    plan = Plan([run.job for run in runs], [run.known for run in runs], [run.has_space for run in runs])
     names = ", ".join(run.name for run in runs)
     with (
-        tqdm(total=len(rows), desc=names, unit="image", disable=not options.progress or not rows) as bar,
-        ThreadPoolExecutor(1, "deepfeat network") as network,
+        progress_bar(len(rows), names, "image", shown=options.progress and bool(rows)) as bar,
+        contextlib.closing(compute(plan, wanted)) as results,
     ):
-        computing: list[Callable[[], None]] = []
-        for chunk in _batches(loaded, size):
-            begun = [run.begin([image for image in chunk if image.row in run.rows], network) for run in runs]
-            _finish(computing)
-            computing = begun
-            failed = next((image for image in chunk if image.reason), None)
+        for computed in results:
+            for run, output, opened in zip(runs, computed.outputs, computed.opened, strict=True):
+                run.store(computed.images, output, opened)
+            failed = next((image for image in computed.images if image.reason), None)
             if failed is not None and options.on_error == "raise":
-                _finish(computing)
                 msg = f"{paths[failed.row]}: {failed.reason}"
                 raise ImageError(msg)
-            bar.update(len(chunk))
-        _finish(computing)
+            bar.update(len(computed.images))
     for run in runs:
         said = ", ".join(f"{count} {outcome}" for outcome, count in run.counts.items() if count)
         logger.info("%s: %s", run.name, said)
-    spans = [span for run in runs for span in run.spans]
-    if spans:
-        busy, whole = sum(stop - start for start, stop in spans), max(spans)[1] - min(spans)[0]
-        logger.info("networks were busy for %.0f %% of %.1f s", 100 * busy / whole, whole)
-
-
-def _finish(computing: Sequence[Callable[[], None]]) -> None:
-    for store in computing:
-        store()
 
 
 class _Run:
-    """One backbone over the rows that need it; the network is built when the first image asks for it.
+    """One backbone over the rows that need it.
 
     Attributes
     ----------
+    job : Job
+    model : keras.Model or None
+        The network, where it had to be built for the digest of its weights.
     name : str
     keys : list of str
         Of its blocks, view by view and layer by layer.
     rows : set of int
         What is to be computed or looked at again.
-    preparations : list of Preparation
-        One for each view.
     counts : Counter
         Number of images by what happened to them.
-    spans : list of tuple of float
-        When the network began and ended each chunk, in seconds.
     """
 
     def __init__(
         self, writer: StoreWriter, backbone: Backbone, options: _Options, stamps: dict[int, FileStamp | None]
     ) -> None:
-        self._writer, self._backbone, self._options = writer, backbone, options
-        self._model: keras.Model | None = None
+        self._writer = writer
+        self.model: keras.Model | None = None
         digest = backbone.weights_digest()
         if digest is None:
-            self._model = build_network(backbone)
-            digest = backbone.weights_digest() or model_digest(self._model)
-        self._weights_digest = digest
-        self._specs = [s for v in options.views for s in backbone.specs(digest, options.dtype, options.precision, v)]
-        self.name = backbone.name
-        self.keys = [block_key(spec) for spec in self._specs]
-        self.preparations = [Preparation(backbone.input_shape[:2], backbone.resize, view) for view in options.views]
+            self.model = build_network(backbone)
+            digest = backbone.weights_digest() or model_digest(self.model)
+        kind = options.runtime, options.precision, options.dtype, options.batch_size
+        self.job = Job(backbone, digest, options.views, *kind)
+        self.name, self.keys = backbone.name, self.job.keys
+        self._blocks: list[Block] = []
         self._records = [writer.store.records_or_missing(key) for key in self.keys]
         self.rows = {row for records in self._records for row in plan_rows(records, stamps)}
         self.counts = Counter({"done before": len(stamps) - len(self.rows)})
-        self.spans: list[tuple[float, float]] = []
         if self.rows and backbone.weights is None:
             logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
 
-    def begin(self, images: list[LoadedImage], network: Executor) -> Callable[[], None]:
-        """Store what needs no network, and have the rest computed.
+    @property
+    def has_space(self) -> bool:
+        """Whether the blocks have space for every image."""
+        store = self._writer.store
+        return all(store.has_block(key) and store.find(key).n_rows == store.n_images for key in self.keys)
 
-        Returns
-        -------
-        callable
-            It waits for the features and stores them.
-        """
-        good = [image for image in images if not image.reason]
-        unchanged = [image for image in good if self._is_unchanged(image)]
-        changed = [image for image in good if not self._is_unchanged(image)]
-        seen = [image for image in changed if self._digest(image) in self._rows_by_digest]
-        fresh = [image for image in changed if self._digest(image) not in self._rows_by_digest]
+    @property
+    def known(self) -> Collection[bytes]:
+        """Digests of contents whose features every block has, in rows that this run leaves alone."""
+        return self._rows_by_digest.keys()
+
+    def kept(self, row: int) -> bytes | None:
+        """Digest of the content of which every block has features in a row."""
+        known = [records[row] for records in self._records]
+        digests = {record["digest"].tobytes() for record in known if record["state"] == DONE}
+        return digests.pop() if len(digests) == 1 and all(r["state"] == DONE for r in known) else None
+
+    def store(self, images: Sequence[LoadedImage], output: Output | None, opened: Opened | None) -> None:
+        """Store what came of some images: features, copies of features, stamps, or reasons of failures."""
+        mine = [image for image in images if image.row in self.rows]
+        if not mine:
+            return
+        blocks = self._make_space(opened)
+        computed = set(output.rows if output else [])
+        fresh = [image for image in mine if image.row in computed]
+        rest = [image for image in mine if image.row not in computed and not image.reason]
+        unchanged = [image for image in rest if image.digest == self.kept(image.row)]
+        seen = [image for image in rest if image.digest != self.kept(image.row)]
+        failed = [image for image in mine if image.reason]
         self.counts.update({"touched but unchanged": len(unchanged), "copied": len(seen), "computed": len(fresh)})
-        if unchanged:
-            self._write_stamps(unchanged)
+        self.counts.update({"failed": len(failed)})
+        for block in blocks if unchanged else ():
+            self._writer.write_stamps(block, _rows(unchanged), make_records(unchanged))
+        for block in blocks if failed else ():
+            self._writer.write_records(block, _rows(failed), make_records(failed))
         if seen:
-            self._copy(seen)
-        self._store_failed([image for image in images if image.reason])
-        if not fresh:
-            return lambda: None
-        pixels = np.stack([image.pixels[preparation] for preparation in self.preparations for image in fresh])
-        blocks, computed = self._blocks, network.submit(self._compute, self._runtime, pixels)
-        rows, records = [image.row for image in fresh], make_records(fresh)
-        return lambda: self._store_computed(blocks, rows, records, computed.result())
+            self._copy(blocks, seen)
+        if output:
+            self._store_computed(blocks, fresh, output.layers)
 
-    def _compute(self, runtime: Runtime, pixels: np.ndarray) -> list[np.ndarray]:
-        start = time.perf_counter()
-        features = runtime(pixels)
-        self.spans.append((start, time.perf_counter()))
-        return features
-
-    def _store_computed(
-        self, blocks: list[Block], rows: list[int], records: np.ndarray, layers: list[np.ndarray]
-    ) -> None:
+    def _store_computed(self, blocks: list[Block], images: list[LoadedImage], layers: list[np.ndarray]) -> None:
         """Store what the network made of all views of some images, one view after the other."""
-        by_view = [
-            layer[start : start + len(rows)] for start in range(0, len(layers[0]), len(rows)) for layer in layers
-        ]
+        rows, records, n = _rows(images), make_records(images), len(images)
+        by_view = [layer[start : start + n] for start in range(0, len(layers[0]), n) for layer in layers]
         for block, features in zip(blocks, by_view, strict=True):
             self._writer.write(block, rows, features, records)
 
-    def _store_failed(self, images: list[LoadedImage]) -> None:
-        if images:
-            self.counts["failed"] += len(images)
-            rows = [image.row for image in images]
-            for block in self._blocks:
-                self._writer.write_records(block, rows, make_records(images))
-
-    def _copy(self, images: list[LoadedImage]) -> None:
+    def _copy(self, blocks: list[Block], images: list[LoadedImage]) -> None:
         """Take over the features of images with the same content."""
-        rows = [image.row for image in images]
-        sources = [self._rows_by_digest[self._digest(image)] for image in images]
+        sources = [self._rows_by_digest[image.digest] for image in images if image.digest is not None]
         ids = self._writer.store.table["image_id"].to_numpy(object)[sources]
-        for block in self._blocks:
-            self._writer.write(block, rows, self._writer.store.features(block.key, ids), make_records(images))
-
-    @staticmethod
-    def _digest(image: LoadedImage) -> bytes:
-        assert image.digest is not None
-        return image.digest
+        for block in blocks:
+            features = self._writer.store.features(block.key, ids)
+            self._writer.write(block, _rows(images), features, make_records(images))
 
     @cached_property
     def _rows_by_digest(self) -> dict[bytes, int]:
@@ -342,45 +368,28 @@ class _Run:
         done[list(self.rows)] = False
         return {self._records[0]["digest"][row].tobytes(): int(row) for row in np.flatnonzero(done)}
 
-    def _is_unchanged(self, image: LoadedImage) -> bool:
-        """Whether every block has the features of just this content already."""
-        assert image.digest is not None
-        digest = np.frombuffer(image.digest, np.uint8)
-        known = [records[image.row] for records in self._records]
-        return all(record["state"] == DONE and (record["digest"] == digest).all() for record in known)
+    def _make_space(self, opened: Opened | None) -> list[Block]:
+        """Return the blocks with space for every image; new space has the shapes of the network that was opened."""
+        if not self._blocks:
+            self._blocks = [self._writer.store.find(key) for key in self.keys] if self.has_space else self._add(opened)
+        return self._blocks
 
-    def _write_stamps(self, images: list[LoadedImage]) -> None:
-        """Note the new file stamp of images with the content that was seen before."""
-        for block in self._blocks:
-            self._writer.write_stamps(block, [image.row for image in images], make_records(images))
-
-    @cached_property
-    def _runtime(self) -> Runtime:
-        return open_runtime(
-            self._backbone,
-            self._weights_digest,
-            lambda: self._model or build_network(self._backbone),
-            runtime=self._options.runtime,
-            precision=self._options.precision,
-            batch_size=self._options.batch_size,
-        )
-
-    @cached_property
-    def _blocks(self) -> list[Block]:
-        """The blocks with space for every image; only new space needs the network, for its shapes."""
+    def _add(self, opened: Opened | None) -> list[Block]:
+        assert opened is not None
         store = self._writer.store
-        blocks = [store.find(key) for key in self.keys if store.has_block(key)]
-        if len(blocks) == len(self._specs) and all(block.n_rows == store.n_images for block in blocks):
-            return blocks
-        for block in blocks:
-            _warn_of_other_versions(block, self._runtime.engine)
-        for spec in self._specs:
+        for key in self.keys:
+            if store.has_block(key):
+                _warn_of_other_versions(store.find(key), opened.versions)
+        for spec in self.job.specs:
             _say_why_new(store, spec)
-        shapes, made_with = itertools.cycle(self._runtime.shapes), versions(self._runtime.engine)
         return [
-            self._writer.add_block(spec, shape, made_with, self._backbone.trained_on)
-            for spec, shape in zip(self._specs, shapes, strict=False)
+            self._writer.add_block(spec, shape, opened.versions, self.job.backbone.trained_on)
+            for spec, shape in zip(self.job.specs, itertools.cycle(opened.shapes), strict=False)
         ]
+
+
+def _rows(images: Sequence[LoadedImage]) -> list[int]:
+    return [image.row for image in images]
 
 
 def make_records(images: Sequence[LoadedImage]) -> np.ndarray:
@@ -396,27 +405,6 @@ def make_records(images: Sequence[LoadedImage]) -> np.ndarray:
     return records
 
 
-def build_network(backbone: Backbone) -> keras.Model:
-    """Build a network after Keras has been started the quiet way."""
-    with paused_collection():
-        importlib.import_module("deepfeat.runtimes.keras")
-        return backbone.build()
-
-
-def versions(engine: str) -> dict[str, str]:
-    """Versions of what computes features, for the record of a block.
-
-    Parameters
-    ----------
-    engine : str
-        Name of the package that runs the network: "tensorflow", "jax", "torch" or "openvino".
-    """
-    modules = {"numpy": np, "pillow": PIL, engine: importlib.import_module(engine)}
-    found = {name: str(module.__version__) for name, module in modules.items()}
-    # Keras itself would start its backend.
-    return {"python": platform.python_version(), "deepfeat": __version__, "keras": metadata.version("keras"), **found}
-
-
 def _say_why_new(store: FeatureStore, spec: dict[str, Any]) -> None:
     """Say how a new block differs from the blocks that its backbone has already."""
     for block in store.structure.blocks:
@@ -425,9 +413,8 @@ def _say_why_new(store: FeatureStore, spec: dict[str, Any]) -> None:
             logger.info("%s: a new block, since %s is another than in %s", block.name, ", ".join(other), block.key[:8])
 
 
-def _warn_of_other_versions(block: Block, engine: str) -> None:
+def _warn_of_other_versions(block: Block, now: Mapping[str, str]) -> None:
     """Say that a block's new rows will be made by other versions than its old ones."""
-    now = versions(engine)
     changed = [f"{name} {old} (now {now[name]})" for name, old in block.versions.items() if now.get(name, old) != old]
     if changed:
         msg = (
@@ -441,17 +428,6 @@ def _clip(reason: str) -> bytes:
     """Cut a reason to the bytes that a record holds, not inside a character."""
     size = RECORD["reason"].itemsize
     return reason.encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode()
-
-
-def _batches(images: Iterable[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
-    iterator = iter(images)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
-def count_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _report(store: FeatureStore, keys: Sequence[str], rows: np.ndarray) -> None:

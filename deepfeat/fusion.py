@@ -52,7 +52,7 @@ def slice_columns(widths: Sequence[int] | None, n_features: int) -> Iterator[sli
         start += width
 
 
-class BlockAverage(TransformerMixin, BaseEstimator):
+class BlockAverage(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Average blocks of one embedding space.
 
     Parameters
@@ -87,10 +87,10 @@ class BlockAverage(TransformerMixin, BaseEstimator):
         """Return the mean of the blocks, of shape (n, width)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return np.mean([X[:, s] for s in slice_columns(self.widths, X.shape[1])], axis=0)
+        return np.asarray(np.mean([X[:, s] for s in slice_columns(self.widths, X.shape[1])], axis=0))
 
 
-class AlignedAverage(TransformerMixin, BaseEstimator):
+class AlignedAverage(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Average blocks of different spaces after turning them onto one another.
 
     Each block is standardised and reduced by PCA to the width of the
@@ -148,10 +148,10 @@ class AlignedAverage(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         parts = zip(slice_columns(self.widths, X.shape[1]), self.scalers_, self.projections_, strict=True)
-        return np.mean([scaler.transform(X[:, s]) @ projection for s, scaler, projection in parts], axis=0)
+        return np.asarray(np.mean([scaler.transform(X[:, s]) @ projection for s, scaler, projection in parts], axis=0))
 
 
-class LateFusionClassifier(ClassifierMixin, BaseEstimator):
+class LateFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """One classifier per block; the average of their decision values decides.
 
     Parameters
@@ -185,15 +185,16 @@ class LateFusionClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         columns = slice_columns(self.widths, X.shape[1])
-        return np.mean([e.decision_function(X[:, s]) for e, s in zip(self.estimators_, columns, strict=True)], axis=0)
+        decisions = [e.decision_function(X[:, s]) for e, s in zip(self.estimators_, columns, strict=True)]
+        return np.asarray(np.mean(decisions, axis=0))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class with the greatest mean decision value."""
         decision = self.decision_function(X)
-        return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]
+        return np.asarray(self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)])
 
 
-class ViewsClassifier(ClassifierMixin, BaseEstimator):
+class ViewsClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """One classifier for all views of an image, which lie side by side in a row.
 
     Every view of a training image is a training row. Since a row holds all views of
@@ -245,11 +246,11 @@ class ViewsClassifier(ClassifierMixin, BaseEstimator):
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         width = X.shape[1] // self.n_views
         if self.rule == "augment":
-            return self.estimator_.decision_function(X[:, :width])
+            return np.asarray(self.estimator_.decision_function(X[:, :width]))
         values = self.estimator_.decision_function(X.reshape(len(X) * self.n_views, width))
-        return values.reshape(len(X), self.n_views, *values.shape[1:]).mean(axis=1)
+        return np.asarray(values.reshape(len(X), self.n_views, *values.shape[1:]).mean(axis=1))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class with the greatest decision value."""
         decision = self.decision_function(X)
-        return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]
+        return np.asarray(self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)])

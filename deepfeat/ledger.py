@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from deepfeat.display import describe, draw_table
 from deepfeat.errors import DataError, DataWarning, StoreError, UsageError
 from deepfeat.evaluation import Evaluation, count_folds, evaluate_predictions, scored_rows
 from deepfeat.operating_points import Wish, choose_threshold, read_wish
@@ -97,6 +98,16 @@ class Ledger:
         evaluated_on, the value of each metric, low and high of the balanced accuracy, n_images, rows and folds (equal
         for equal images and folds), scored (equal where the same images were scored with the same labels in the same
         manner), seconds, deepfeat.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> result = deepfeat.fit_svm("skin.h5", cv=3)
+    >>> ledger = deepfeat.open_ledger("skin.h5")
+    >>> len(ledger), ledger.damaged
+    (1, [])
+    >>> ledger.table[["blocks", "evaluated_on", "n_images"]].values.tolist()
+    [['EfficientNetLite0 + colour', 'out-of-fold', 24]]
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -116,9 +127,14 @@ class Ledger:
     def __repr__(self) -> str:
         return f"<Ledger {str(self.path)!r}: {len(self)} fits>"
 
+    def _repr_html_(self) -> str:
+        columns = ["created", "blocks", "best_params", "positive", "evaluated_on", "balanced_accuracy"]
+        newest = self.table.iloc[::-1].reindex(columns=columns)
+        return describe(f"Ledger {self.path}: {len(self)} fits, the newest first", draw_table(newest))
+
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per fit."""
+        """One row per fit, the oldest first, indexed by id: blocks, best_params, metrics and so on."""
         rows = [_summarise(record) for record in self._records.values()]
         index = pd.Index(self._records, dtype=object, name="id")
         return pd.DataFrame(rows, index)
@@ -131,12 +147,26 @@ class Ledger:
         name : str
             Its id, or the beginning or end of it if that is of one fit alone.
 
+        Returns
+        -------
+        deepfeat.ledger.Entry
+            With record, classes, predictions and so on.
+
         Raises
         ------
         UsageError
             If no fit or several have it.
         StoreError
             If its file is damaged.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> result = deepfeat.fit_svm("skin.h5", cv=3)
+        >>> ledger = deepfeat.open_ledger("skin.h5")
+        >>> entry = ledger.entry(ledger.table.index[-1])
+        >>> entry.classes, entry.predictions.shape[0]
+        (['MEL', 'NV'], 24)
         """
         fits = [known for known in self._records if known.startswith(name) or known.endswith(name)]
         if name not in self._records and len(fits) != 1:
@@ -180,6 +210,16 @@ class Ledger:
             If the class is none of the fit, or a threshold lacks a positive class.
         DataError
             If no image is left to score, or no threshold grants the wish.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> result = deepfeat.fit_svm("skin.h5", cv=3)
+        >>> ledger = deepfeat.open_ledger("skin.h5")
+        >>> best = ledger.table["balanced_accuracy"].idxmax()
+        >>> again = ledger.evaluate(best, positive="MEL", threshold="recall>=0.9")
+        >>> bool(again.metrics.loc["accuracy", "value"] > 0.5)
+        True
         """
         entry = entry if isinstance(entry, Entry) else self.entry(entry)
         wish = read_wish(threshold)
@@ -221,10 +261,12 @@ def open_ledger(path: str | os.PathLike[str]) -> Ledger:
 
     Examples
     --------
-    >>> ledger = deepfeat.open_ledger("features.h5")                          # doctest: +SKIP
-    >>> ledger.table.sort_values("balanced_accuracy", ascending=False)        # doctest: +SKIP
-    >>> best = ledger.table["balanced_accuracy"].idxmax()                     # doctest: +SKIP
-    >>> ledger.evaluate(best, positive="MEL", threshold="recall>=0.9").metrics  # doctest: +SKIP
+    >>> import deepfeat
+    >>> for C in (1e-5, 1e-3):
+    ...     result = deepfeat.fit_svm("skin.h5", param_grid={"C": [C]}, positive="MEL", cv=3)
+    >>> ledger = deepfeat.open_ledger("skin.h5")
+    >>> ledger.table["best_params"].tolist()
+    ['C=1e-05, class_weight=balanced', 'C=0.001, class_weight=balanced']
     """
     folder = Path(path) if Path(path).is_dir() else ledger_path(path)
     if not folder.is_dir():
@@ -423,7 +465,7 @@ def _decide(
             truth = (others["label"] == positive).to_numpy()
             threshold = choose_threshold(truth, others[positive].to_numpy(float), wish)
         accepted[inside] = scored.loc[inside, positive] >= threshold
-    return np.where(accepted, positive, rest).astype(object)
+    return np.asarray(np.where(accepted, positive, rest).astype(object))
 
 
 def _among(ids: pd.Index, subset: Sequence[Any] | pd.Series | None) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from deepfeat.errors import UsageError
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
+
+#: Endings of the files that plots are written to.
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -34,7 +38,7 @@ def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     scored = table.dropna(subset=["score"])
     if scored.empty:
         raise UsageError("there are no scores to draw: benchmark images that have labels")
-    figure = _new_figure((7, 4.5))
+    figure = _new_figure((7, 4.5), path)
     axes = figure.subplots()
     errors = [scored["score"] - scored["low"], scored["high"] - scored["score"]]
     axes.errorbar(scored["both"], scored["score"], yerr=errors, fmt="o", color="#1f5a8c", ecolor="#9bb8d0", capsize=3)
@@ -61,11 +65,16 @@ def plot_similarity(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     ------
     UsageError
         If there are no blocks to draw, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> deepfeat.plot_similarity(deepfeat.linear_cka("skin.h5"), "similarity.png")
     """
     if table.empty:
         raise UsageError("there are no blocks to draw: extract features first")
     side = 2.6 + 0.75 * len(table)
-    figure = _new_figure((side + 0.6, side))
+    figure = _new_figure((side + 0.6, side), path)
     axes = figure.subplots()
     image = axes.imshow(table.to_numpy(float), cmap="viridis", vmin=0, vmax=1)
     ticks = range(len(table))
@@ -92,13 +101,20 @@ def plot_history(backbones: Any, path: str | os.PathLike[str]) -> None:
     ------
     UsageError
         If a backbone was not fine-tuned, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> skin = deepfeat.finetune("photos", mine, "skin.keras", head_epochs=2, epochs=0, progress=False)
+    >>> deepfeat.plot_history(skin, "history.png")
     """
     listed = backbones if isinstance(backbones, list | tuple) else [backbones]
     without = [backbone.name for backbone in listed if backbone.history.empty]
     if without or not listed:
         msg = f"there is no history to draw of {without[0] if without else 'no backbones'}: pass those of finetune"
         raise UsageError(msg)
-    figure = _new_figure((10, 4.2))
+    figure = _new_figure((10, 4.2), path)
     left, right = figure.subplots(1, 2)
     for number, backbone in enumerate(listed):
         _draw_curves(left, backbone, "loss", "val_loss", f"C{number}")
@@ -132,7 +148,7 @@ def draw_result(result: SVMResult, path: str | os.PathLike[str]) -> None:
     """Draw confusion matrix, ROC curves, precision-recall curves and reliability; see `deepfeat.SVMResult.plot`."""
     scores = take_scores(result)
     calibrated = scores.probabilities is not None
-    figure = _new_figure((11, 9) if calibrated else (15, 4.6))
+    figure = _new_figure((11, 9) if calibrated else (15, 4.6), path)
     panels = figure.subplots(2, 2).flat if calibrated else figure.subplots(1, 3)
     _draw_confusion(panels[0], result.confusion)
     numbers = shown_classes(result, scores)
@@ -210,7 +226,7 @@ def draw_feature_maps(
         Maps of each layer.
     """
     n_rows = max(len(layers) for layers in maps.values())
-    figure = _new_figure((1.25 * (channels + 0.4) * len(maps), 1.35 * (n_rows + 1) + 0.4))
+    figure = _new_figure((1.25 * (channels + 0.4) * len(maps), 1.35 * (n_rows + 1) + 0.4), path)
     for part, (network, layers) in zip(np.atleast_1d(figure.subfigures(1, len(maps))), maps.items(), strict=True):
         part.suptitle(network, fontsize=10, weight="bold")
         grid = part.subplots(n_rows + 1, channels, squeeze=False)
@@ -238,7 +254,7 @@ def draw_activation_maps(
         As in `draw_feature_maps`.
     """
     n_columns = 1 + max(len(layers) for layers in maps.values())
-    figure = _new_figure((1.7 * n_columns, 2.05 * len(maps)))
+    figure = _new_figure((1.7 * n_columns, 2.05 * len(maps)), path)
     for row, (network, layers) in zip(figure.subplots(len(maps), n_columns, squeeze=False), maps.items(), strict=True):
         height, width = pictures[network].shape[:2]
         for axes in row:
@@ -269,7 +285,7 @@ def draw_explanation(picture: np.ndarray, maps: Mapping[str, np.ndarray], path: 
     """
     height, width = picture.shape[:2]
     edge = 2.4
-    figure = _new_figure((edge * (1 + len(maps)), edge * height / width + 0.35))
+    figure = _new_figure((edge * (1 + len(maps)), edge * height / width + 0.35), path)
     shown = {"image": None, **maps}
     for axes, (title, values) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         axes.axis("off")
@@ -284,7 +300,24 @@ def draw_explanation(picture: np.ndarray, maps: Mapping[str, np.ndarray], path: 
     figure.savefig(path)
 
 
-def _new_figure(size: tuple[float, float]) -> Any:
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Refuse a file whose ending is no format of pictures, or whose folder is not there.
+
+    Raises
+    ------
+    UsageError
+    """
+    file = Path(path)
+    if file.suffix.lower() not in FORMATS:
+        msg = f"cannot draw {file}: its name ends in {file.suffix!r}, use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise UsageError(msg)
+    if not file.parent.is_dir():
+        msg = f"cannot write {file}: there is no folder {str(file.parent)!r}"
+        raise UsageError(msg)
+
+
+def _new_figure(size: tuple[float, float], path: str | os.PathLike[str]) -> Any:
+    check_picture(path)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

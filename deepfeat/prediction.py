@@ -19,11 +19,11 @@ from sklearn.pipeline import Pipeline
 from deepfeat.backbones import Backbone, Preprocessing, load_backbone
 from deepfeat.backbones.registry import as_backbones
 from deepfeat.bundle import Bundle, bundle_of, read_bundle
+from deepfeat.computation import CHUNK, build_network, count_cores
 from deepfeat.datasets import as_table
 from deepfeat.errors import BackboneError, DataWarning, ImageError, UsageError
 from deepfeat.evaluation import class_scores
 from deepfeat.explanation import Explanation, Maps, split_decision
-from deepfeat.extraction import CHUNK, build_network, count_cores
 from deepfeat.images import LoadedImage, Preparation, decode_image, load_image, read_bytes, stream_images
 from deepfeat.runtimes.selection import Runtime, open_runtime
 from deepfeat.svm import SVMResult
@@ -67,8 +67,13 @@ def load(
 
     Examples
     --------
-    >>> classifier = deepfeat.load("skin.deepfeat")                        # doctest: +SKIP
-    >>> classifier.predict("new_photos")[["label", "MEL"]]                 # doctest: +SKIP
+    >>> import deepfeat
+    >>> classifier = deepfeat.load("skin.deepfeat")
+    >>> classifier.predict(["photos/MEL/mel01.png", "photos/NV/nv01.png"])[["label"]]
+                         label
+    image_id
+    photos/MEL/mel01.png   MEL
+    photos/NV/nv01.png      NV
     """
     return Classifier(read_bundle(path), backbones, runtime)
 
@@ -104,6 +109,14 @@ def explain_images(
         If the classifier has no such class, or a block has no feature maps or is not pooled by an average.
     BackboneError
         If a network is not to be had.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> classifier = deepfeat.load("skin.deepfeat")
+    >>> explanations = deepfeat.explain_images(classifier, ["photos/MEL/mel01.png", "photos/NV/nv01.png"], "MEL")
+    >>> [explanation.label for explanation in explanations]
+    ['MEL', 'MEL']
     """
     if isinstance(classifier, SVMResult):
         classifier = Classifier(bundle_of(classifier), backbones)
@@ -130,6 +143,20 @@ class Classifier:
         From which decision value on images are positive.
     description : dict
         What is known of the fit: blocks, best_params, per_class, provenance, warnings and so on.
+
+    Raises
+    ------
+    UsageError
+        If a given backbone belongs to no block of the classifier.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> classifier = deepfeat.load("skin.deepfeat")
+    >>> classifier
+    <Classifier of MEL, NV on EfficientNetLite0>
+    >>> classifier.description["best_params"]["C"]
+    0.001
     """
 
     def __init__(
@@ -183,6 +210,16 @@ class Classifier:
         -----
         DataWarning
             For images that cannot be read.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> classifier = deepfeat.load("skin.deepfeat")
+        >>> table = classifier.predict("photos")
+        >>> list(table.columns)
+        ['path', 'label', 'MEL', 'NV', 'failure']
+        >>> table.loc["NV/nv01.png", "label"]
+        'NV'
         """
         table = pd.concat(list(self.stream(images)))
         failed = table[table["failure"].notna()]
@@ -194,7 +231,29 @@ class Classifier:
         return table
 
     def stream(self, images: Any) -> Iterator[pd.DataFrame]:
-        """Classify images, and hand on each batch as soon as it is done; see `predict`."""
+        """Classify images, and hand on each batch as soon as it is done.
+
+        Parameters
+        ----------
+        images : pandas.DataFrame, path, or sequence of paths
+
+        Yields
+        ------
+        pandas.DataFrame
+            As from `predict`, for up to 32 images.
+
+        Raises
+        ------
+        BackboneError
+            If a network or its weights are not to be had, or differ from those of the fit.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> classifier = deepfeat.load("skin.deepfeat")
+        >>> [len(part) for part in classifier.stream("photos")]
+        [24]
+        """
         table = as_table(images)
         for loaded in self._load(table["path"].tolist()):
             rows = [image.row for image in loaded]
@@ -209,19 +268,52 @@ class Classifier:
 
         Returns
         -------
-        ndarray of shape (n,) for two classes, else (n, n_classes)
+        ndarray of shape (n,) for two classes, else (n, n_classes), float64
 
         Raises
         ------
         ImageError
             For the first image that cannot be read.
+        BackboneError
+            If a network or its weights are not to be had, or differ from those of the fit.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> classifier = deepfeat.load("skin.deepfeat")
+        >>> classifier.decision_function("photos").shape
+        (24,)
         """
         table = self.predict_strictly(images)
         values = table[self.classes].to_numpy(float)
-        return values[:, 1] if len(self.classes) == 2 else values
+        return np.asarray(values[:, 1] if len(self.classes) == 2 else values)
 
     def predict_strictly(self, images: Any) -> pd.DataFrame:
-        """Classify images as `predict` does, and raise ImageError for the first that cannot be read."""
+        """Classify images as `predict` does, and raise an error for the first that cannot be read.
+
+        Parameters
+        ----------
+        images : pandas.DataFrame, path, or sequence of paths
+
+        Returns
+        -------
+        pandas.DataFrame
+            As from `predict`.
+
+        Raises
+        ------
+        ImageError
+            For the first image that cannot be read.
+        BackboneError
+            If a network or its weights are not to be had, or differ from those of the fit.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> classifier = deepfeat.load("skin.deepfeat")
+        >>> bool(classifier.predict_strictly("photos/MEL/mel01.png")["failure"].isna().all())
+        True
+        """
         parts = []
         for part in self.stream(images):
             for row in part[part["failure"].notna()].itertuples():
@@ -254,6 +346,14 @@ class Classifier:
             If the classifier has no such class, or a block has no feature maps or is not pooled by an average.
         BackboneError
             If a network is not to be had.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> classifier = deepfeat.load("skin.deepfeat")
+        >>> explanation = classifier.explain("photos/MEL/mel01.png", "MEL")
+        >>> explanation.label, explanation.total.shape  # the evidence at each place of the feature maps
+        ('MEL', (7, 7))
         """
         if label is not None and label not in self.classes:
             msg = f"label is {label!r}: the classes are {', '.join(map(repr, self.classes))}"
@@ -289,7 +389,7 @@ class Classifier:
         """Number of the predicted class of each row."""
         if self.threshold is not None:
             return np.asarray(decision[:, 1] >= self.threshold, int)
-        return np.searchsorted(self.pipeline.classes_, self.pipeline.predict(features))
+        return np.asarray(np.searchsorted(self.pipeline.classes_, self.pipeline.predict(features)))
 
     def _load(self, paths: Sequence[str]) -> Iterator[list[LoadedImage]]:
         """Decode images beside the networks, in batches; the networks are looked for first."""
@@ -418,7 +518,7 @@ def _pool(maps: Maps) -> np.ndarray:
     values = maps.values
     if values.ndim != 3 or maps.pooling == "flatten":
         return values.reshape(-1)
-    return values.mean(axis=(0, 1))
+    return np.asarray(values.mean(axis=(0, 1)))
 
 
 def _matches_at_layer(backbone: Backbone, spec: Mapping[str, Any]) -> bool:

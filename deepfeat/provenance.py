@@ -59,7 +59,7 @@ class TrainedOn:
         """
         of_group = [bytes(DIGEST) if pd.isna(group) else digest_group(group) for group in groups]
         named = np.array([not pd.isna(group) for group in groups], bool)
-        return _is_in(digests, self.images) | (named & _is_in(_stacked(of_group), self.groups))
+        return np.asarray(_is_in(digests, self.images) | (named & _is_in(_stacked(of_group), self.groups)))
 
     def digest(self) -> str:
         """SHA-256 of both lists, in hexadecimal."""

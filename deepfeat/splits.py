@@ -172,7 +172,7 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
 
 
 def _codes(values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    return pd.factorize(pd.Series(list(values), dtype=object), sort=True)[0]
+    return np.asarray(pd.factorize(pd.Series(list(values), dtype=object), sort=True)[0])
 
 
 def _index_arrays(cv: Iterable[Any], n_images: int) -> list[Fold]:

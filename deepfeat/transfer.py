@@ -50,6 +50,15 @@ def merge_features(sources: Sequence[str | os.PathLike[str]], target: str | os.P
         if all values agree to 1e-4 of the largest.
     UsageError
         If there is no source, or the target is one of them.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> photos = deepfeat.read_folder("photos")
+    >>> for name, part in photos.groupby("label"):
+    ...     store = deepfeat.import_features(part[["image_id"]].map(len), part, f"{name}.h5", name="length")
+    >>> deepfeat.merge_features(["MEL.h5", "NV.h5"], "all.h5").n_images
+    24
     """
     if not sources:
         raise UsageError("there are no stores to merge")
@@ -80,7 +89,7 @@ def import_features(
     Parameters
     ----------
     features : ndarray of shape (n, dim), or mapping of name to such
-        In the order of the table's rows.
+        Of any dtype of real numbers, which is stored as float32; in the order of the table's rows.
     table : pandas.DataFrame
         With ``image_id`` and, where known, path, label, group and split.
     cache : path
@@ -106,9 +115,11 @@ def import_features(
 
     Examples
     --------
-    >>> import numpy as np, pandas as pd, deepfeat
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import deepfeat
     >>> table = pd.DataFrame({"image_id": ["a", "b"], "label": ["x", "y"]})
-    >>> store = deepfeat.import_features(np.eye(2), table, getfixture("tmp_path") / "f.h5", name="mine")
+    >>> store = deepfeat.import_features(np.eye(2), table, "mine.h5", name="mine")
     >>> store.features("mine")
     array([[1., 0.],
            [0., 1.]], dtype=float32)
@@ -156,13 +167,23 @@ def read_features(
     Returns
     -------
     table : pandas.DataFrame
-    features : dict of str to ndarray
-        One array under the name of the file.
+    features : dict of str to ndarray of shape (n, dim)
+        One array under the name of the file, with the dtype that it has there.
 
     Raises
     ------
     UsageError
         If the file is neither, or a column or data set is not there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import deepfeat
+    >>> np.save("vit.npy", np.zeros((24, 5), np.float32))
+    >>> table, features = deepfeat.read_features("vit.npy", "labels.csv", label="label", group="patient")
+    >>> store = deepfeat.import_features(features, table, "vit.h5")
+    >>> store.features("vit").shape
+    (24, 5)
     """
     path = Path(file)
     rows = read_delimited(csv, [c for c in (image, label, group) if c is not None])
@@ -193,7 +214,7 @@ def _check_features(name: str, values: Any, table: pd.DataFrame) -> np.ndarray:
         first = table["image_id"][wrong[0]]
         msg = f"features {name!r} of {len(wrong)} image(s) are not finite float32 (first: {first!r})"
         raise DataError(msg)
-    return values
+    return np.asarray(values)
 
 
 def _imported_spec(name: str, values: np.ndarray, table: pd.DataFrame) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pandas as pd
 
 from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
+from deepfeat.computation import build_network
 from deepfeat.errors import BackboneError, UsageError
-from deepfeat.extraction import build_network
 from deepfeat.images import VIEWS, Preparation, load_image
 from deepfeat.runtimes.selection import PRECISIONS, open_runtime
 from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
@@ -51,6 +51,13 @@ def verify_sample(
     ------
     BackboneError
         If no given backbone has the weights and settings of a block.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> compared = deepfeat.verify_sample("skin.h5", 4, "EfficientNetLite0")
+    >>> int(compared["images"][0]), bool(compared["largest_difference"][0] < 1e-4)
+    (4, True)
     """
     store = open_features(cache)
     if backbones is None:

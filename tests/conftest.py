@@ -14,15 +14,6 @@ from deepfeat.store import DONE, RECORD, StoreWriter, open_features
 COLUMNS = ["image_id", "path", "label", "group", "split"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def conversions(tmp_path_factory):
-    """A folder of the tests' own for converted networks."""
-    folder = tmp_path_factory.mktemp("conversions")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPFEAT_CACHE", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="session")
 def make_spec():
     """Everything that decides a block's numbers, as `Backbone.specs` says it, with changes."""
@@ -91,6 +82,29 @@ def build_store(make_records):
     return build
 
 
+def pytest_configure(config):
+    """Let no warning of data pass; named in pyproject.toml, it would be imported before coverage is measured."""
+    config.addinivalue_line("filterwarnings", "error::deepfeat.errors.DataWarning")
+
+
 @pytest.fixture
 def random_features():
     return lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def cluster(conversions):
+    """Two workers in processes of their own, which find converted networks where the tests keep them."""
+    reason = "NO CLUSTER TESTS: the package distributed is missing"
+    dask_distributed = pytest.importorskip("distributed", reason=reason)
+    options = {"dashboard_address": ":0", "memory_limit": 0}
+    with dask_distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def client(cluster):
+    import distributed
+
+    with distributed.Client(cluster) as client:
+        yield client

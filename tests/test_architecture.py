@@ -13,6 +13,8 @@ PACKAGE = Path(deepfeat.__file__).parent
 STAGE_1 = (
     "deepfeat.backbones",
     "deepfeat.runtimes",
+    "deepfeat.computation",
+    "deepfeat.distributed",
     "deepfeat.extraction",
     "deepfeat.benchmarking",
     "deepfeat.training",
@@ -20,6 +22,7 @@ STAGE_1 = (
     "deepfeat.prediction",
 )
 STAGE_2 = (
+    "deepfeat.cluster",
     "deepfeat.store",
     "deepfeat.fusion",
     "deepfeat.splits",

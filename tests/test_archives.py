@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -125,3 +127,53 @@ def test_archive_is_extended(archive):
     store = deepfeat.open_features(archive)
     np.testing.assert_array_equal(store.features(store.find("MobileNetV2").key), full(range(5)))
     assert deepfeat.verify_features(archive).empty
+
+
+# The page of the format holds what somebody needs who reads a store in another language
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """The reader that docs/store-format.md ends with."""
+    page = (Path(__file__).parents[1] / "docs" / "store-format.md").read_text(encoding="utf-8")
+    namespace = {"page": page}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "store-format.md", "exec"), namespace)
+    return namespace
+
+
+def test_checksums_of_the_page(reader):
+    rows = re.findall(r"^\| ([\d, ]+)(?: \(.*\))? \| 0x([0-9A-F]{8}) \|$", reader["page"], re.MULTILINE)
+    assert len(rows) >= 4
+    for words, checksum in rows:
+        values = np.array([[int(word) for word in words.split(",")]], np.uint32)
+        assert reader["checksums"](values)[0] == int(checksum, 16)
+
+
+def test_reader_of_the_page_reads_the_archive(reader):
+    store = deepfeat.open_features(ARCHIVES / "v1.h5")
+    table, blocks = reader["read_store"](ARCHIVES / "v1.h5")
+    assert table["image_id"] == store.table["image_id"].tolist()
+    assert [value or None for value in table["label"]] == store.table["label"].tolist()
+    assert sorted(blocks) == sorted(store.blocks["key"])
+    for key, (spec, states, features) in blocks.items():
+        assert spec == store.find(key).spec
+        known = store.records(key)["state"]
+        assert states.tolist() == known[: len(states)].tolist()
+        assert not known[len(states) :].any()
+        ready = store.ready(key)
+        np.testing.assert_array_equal(features[states == DONE], store.features(key, ready))
+
+
+@pytest.mark.parametrize("place", ["records", "features"])
+def test_reader_of_the_page_finds_damage(reader, tmp_path, place):
+    path = tmp_path / "v1.h5"
+    path.write_bytes((ARCHIVES / "v1.h5").read_bytes())
+    with h5py.File(path) as file:
+        offset = next(iter(file["blocks"].values()))[f"segments/000000/{place}"].id.get_offset()
+    with open(path, "r+b") as file:
+        file.seek(offset + 16 * (place == "records"))
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(AssertionError):
+        reader["read_store"](path)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 import deepfeat
-from deepfeat.cli import main
+from deepfeat.cli import _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +59,10 @@ def test_store_info_shows_counts(cache, capsys):
 
 
 def test_fit_prints_the_summary_and_writes_predictions(cache, tmp_path, capsys):
-    csv = tmp_path / "predictions.csv"
-    assert main(["fit", str(cache), "--C", "0.001", "--jobs", "1", "--predictions", str(csv)]) == 0
+    csv, plot = tmp_path / "predictions.csv", tmp_path / "result.png"
+    files = ["--predictions", str(csv), "--plot", str(plot)]
+    assert main(["fit", str(cache), "--C", "0.001", "--jobs", "1", *files]) == 0
+    assert plot.stat().st_size > 1000
     out = capsys.readouterr().out
     assert "C=0.001" in out
     assert "on 24 out-of-fold images" in out
@@ -222,13 +227,72 @@ def test_help_has_an_example(command, capsys):
     assert f"example: deepfeat {' '.join(command)}" in capsys.readouterr().out
 
 
-def test_interruption_says_how_to_go_on(cache, monkeypatch, capsys):
+def test_no_command_shows_all_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["deepfeat"])
+    assert main() == main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "bring a feature store up to date" in captured.err
+    assert "first steps: deepfeat demo" in captured.err
+
+
+def options(parser, path=()):
+    """Every option and argument of every command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield from options(command, (*path, name))
+        else:
+            yield " ".join([*path, *(action.option_strings or [action.dest])]), action
+
+
+@pytest.mark.parametrize(("name", "action"), list(options(_parser())))
+def test_option_has_help(name, action):
+    assert action.help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scoring", "auc"], "scoring is 'auc': use a scorer of scikit-learn such as "),
+        (["--plot", "curves.foo"], "ends in '.foo', use .png, .svg or .pdf"),
+        (["--plot", "nowhere/curves.png"], "there is no folder 'nowhere'"),
+        (["--report", "nowhere/report.html"], "there is no folder 'nowhere'"),
+        (["--save", "nowhere/skin.deepfeat"], "there is no folder 'nowhere'"),
+        (["--predictions", "nowhere/rows.csv"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_wrong_use_of_fit_is_one_sentence_and_costs_no_fit(cache, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deepfeat.svm.procedure.Procedure.__init__", None)
+    assert main(["fit", str(cache), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["extract", "photos", "--backbone", "VGG16", "--batch-size", "many"], "it is 'many': use 'auto' or a number"),
+        (["extract", "photos", "--backbone", "VGG16", "--batch-size", "-3"], "it is '-3': use 'auto' or a number"),
+        (["fit", "features.h5", "--choose", "best"], "it is 'best': use 'all-subsets', or 'top-N'"),
+    ],
+)
+def test_values_that_cannot_be_read_are_named(capsys, arguments, said):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_interruption_of_what_changes_nothing_says_so(cache, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deepfeat, "fit_svm", stop)
-    assert main(["fit", str(cache)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(deepfeat, "open_features", stop)
+    assert main(["store", "info", str(cache)]) == 130
+    assert capsys.readouterr().err == "deepfeat: stopped; nothing was changed\n"
 
 
 def test_demo_runs_both_stages_from_nothing(tmp_path):
@@ -243,8 +307,9 @@ def test_demo_runs_both_stages_from_nothing(tmp_path):
     assert "no picture" not in (tmp_path / "deepfeat-demo" / "report.html").read_text(encoding="utf-8")
     assert lines[-2].strip().startswith("deepfeat extract ")
     assert lines[-1].strip().startswith("deepfeat fit ")
-    assert "image/s" in run.stderr
-    assert "oneDNN" not in run.stderr
+    # No bar where there is no terminal, and nothing of what TensorFlow writes while it starts.
+    assert "\r" not in run.stderr
+    assert not re.search(r"^[IWEF]\d{4} |^WARNING|oneDNN|cuda", run.stderr, re.MULTILINE)
     store = deepfeat.open_features(tmp_path / "deepfeat-demo" / "features.h5")
     assert store.blocks["done"].tolist() == [1797]
     assert store.table["label"].value_counts().min() == 174
@@ -256,6 +321,35 @@ def test_store_verify_of_a_sound_store(cache, capsys):
     out = capsys.readouterr().out
     assert "all rows match their checksums" in out
     assert "EfficientNetLite0       4" in out
+
+
+def test_store_verify_finds_features_that_are_not_what_is_computed_now(cache, capsys, monkeypatch):
+    def differ(*_):
+        return pd.DataFrame({"block": ["EfficientNetLite0"], "images": [4], "largest_difference": [0.5]})
+
+    monkeypatch.setattr(deepfeat, "verify_sample", differ)
+    assert main(["store", "verify", str(cache), "--sample", "4"]) == 1
+    assert "EfficientNetLite0 differ from what is computed now by more than 0.001" in capsys.readouterr().err
+
+
+def test_failed_images_are_named_with_the_store(folder, tmp_path, capsys):
+    for name in ("bright/bright0.png", "dark/dark0.png"):
+        (tmp_path / "few" / name).parent.mkdir(parents=True)
+        (tmp_path / "few" / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "few" / "dark" / "broken.png").write_bytes(b"no image")
+    assert main(extract_command(tmp_path / "few", tmp_path / "few.h5")) == 0
+    assert "failed: dark/broken.png (EfficientNetLite0): " in capsys.readouterr().out
+
+
+def test_extract_with_the_tables_of_isic(folder, tmp_path, capsys):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("image,MEL,NV\nbright0,1.0,0.0\ndark0,0.0,1.0\n")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("bright/bright0.png", "dark/dark0.png"):
+        (photos / Path(name).name).write_bytes((folder / name).read_bytes())
+    assert main(extract_command(photos, tmp_path / "isic.h5", "--isic", str(truth), "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == {"MEL": 1, "NV": 1}
 
 
 def test_store_verify_finds_damage_and_repairs_it(cache, folder, tmp_path, capsys):
@@ -281,10 +375,11 @@ def test_store_merge_export_and_import(cache, tmp_path, capsys):
     merged = tmp_path / "merged.h5"
     assert main(["store", "merge", str(merged), str(cache)]) == 0
     assert "24 images, 2 classes" in capsys.readouterr().out
-    for name in ("f.npz", "f.csv"):
+    for name in ("f.npz", "f.csv", "f.parquet"):
         assert main(["store", "export", str(merged), str(tmp_path / name)]) == 0
     assert main(["store", "export", str(merged), str(tmp_path / "f.xlsx")]) == 2
     assert "use .parquet, .npz or .csv" in capsys.readouterr().err
+    assert pd.read_parquet(tmp_path / "f.parquet").shape[0] == 24
     with np.load(tmp_path / "f.npz") as archive:
         np.save(tmp_path / "again.npy", archive["EfficientNetLite0"])
     command = ["store", "import", str(tmp_path / "i.h5"), str(tmp_path / "again.npy"), "--csv", str(tmp_path / "f.csv")]
@@ -365,6 +460,10 @@ def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, 
     csv = tmp_path / "pairs.csv"
     assert main(["store", "duplicates", str(cache), "--threshold", "0.5", "--csv", str(csv)]) == 0
     assert "pairs of a similarity of 0.5 or more" in capsys.readouterr().out
+    assert main(["store", "duplicates", str(cache), "--threshold", "0.5", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["pairs"]) == len(pd.read_csv(csv))
+    assert main(["store", "duplicates", str(cache), "--threshold", "1"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
     pairs = pd.read_csv(csv)
     pairs.head(4).to_csv(csv, index=False)
     predictions = tmp_path / "predictions.csv"
@@ -377,7 +476,15 @@ def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, 
     assert "have no group" in capsys.readouterr().err
 
 
+def test_pairs_that_are_no_table_are_named(cache, tmp_path, capsys):
+    (tmp_path / "pairs.csv").touch()
+    assert main(["fit", str(cache), "--duplicates", str(tmp_path / "pairs.csv")]) == 2
+    assert "pairs.csv cannot be read as a table of pairs" in capsys.readouterr().err
+
+
 def test_store_similarity_prints_and_draws(cache, tmp_path, capsys):
     assert main(["store", "similarity", str(cache), "--plot", str(tmp_path / "cka.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"EfficientNetLite0": {"EfficientNetLite0": 1.0}}
     assert (tmp_path / "cka.png").stat().st_size > 1000
+    assert main(["store", "similarity", str(cache)]) == 0
+    assert "EfficientNetLite0              1.000" in capsys.readouterr().out

@@ -186,7 +186,7 @@ def test_read_folder_that_is_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "found"),
-    [([], "only nothing"), (["a.txt", "b/c.pdf"], "only 2 other files"), ([".a.jpg"], "only nothing")],
+    [([], "only nothing"), (["a.txt", "b/c.pdf"], "only 2 other file(s)"), ([".a.jpg"], "only nothing")],
 )
 def test_read_folder_without_images(tmp_path, names, found):
     with pytest.raises(DataError, match=f"^no images found in .*{found}: expected one sub-folder of images per class$"):

@@ -19,6 +19,7 @@ from deepfeat.backbones.network import (
 from deepfeat.backbones.onnx import declared_size
 from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
+from deepfeat.runtimes.startup import start_keras
 
 if TYPE_CHECKING:
     import keras
@@ -71,13 +72,19 @@ def load_backbone(
 
     Examples
     --------
-    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")      # doctest: +SKIP
-    >>> deepfeat.extract("photos", mine)                                   # doctest: +SKIP
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> mine.input_size
+    (32, 32)
+    >>> store = deepfeat.extract("photos", mine, "features.h5", progress=False)
+    >>> store.features("mine").shape
+    (24, 16)
     """
     file = Path(path)
     if file.suffix not in (".keras", ".onnx") or not file.is_file():
         msg = f"{os.fspath(path)!r} is not a .keras or .onnx file: save the model with model.save('name.keras')"
         raise UsageError(msg)
+    file = file.absolute()  # other processes have other working folders
     manifest = read_manifest(file) if file.suffix == ".keras" else None
     if manifest is not None:
         preprocess, input_size = manifest.preprocessing, input_size or manifest.input_size
@@ -129,6 +136,7 @@ def _onnx_network(file: Path, size: tuple[int, int], preprocessing: Preprocessin
 
 
 def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
+    start_keras()
     import keras
 
     from deepfeat.backbones.response_normalisation import LocalResponseNormalization

@@ -28,12 +28,24 @@ GEM_P, GEM_FLOOR = 3.0, 1e-6
 class Preprocessing:
     """From uint8 RGB to a network's input: ``(x[channels] - mean) / std``.
 
-    Attributes
+    Parameters
     ----------
     channels : {"rgb", "bgr"}
         Order in which the network expects the channels.
     mean, std : tuple of three floats
         In that order, in units of 0 to 255.
+
+    Raises
+    ------
+    UsageError
+        For other channels, or means and deviations that are not three numbers each, or a deviation of 0.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> pixels = deepfeat.Preprocessing("bgr", mean=(104, 117, 123))
+    >>> pixels.std
+    (1.0, 1.0, 1.0)
     """
 
     channels: str = "rgb"

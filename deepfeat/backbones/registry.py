@@ -27,6 +27,7 @@ from deepfeat.backbones.onnx import onnx_digest
 from deepfeat.errors import UsageError
 from deepfeat.images import PIXELS_VERSION, RESIZE_POLICIES
 from deepfeat.provenance import TrainedOn
+from deepfeat.runtimes.startup import start_keras
 
 if TYPE_CHECKING:
     import keras
@@ -65,6 +66,8 @@ class Backbone:
         What happens to the aspect ratio, see `deepfeat.images.resize_image`.
     seed : int
         Seed of random weights.
+    network : deepfeat.backbones.network.Network, optional
+        What the name stands for; found by the name if None, as everybody but `load_backbone` leaves it.
 
     Raises
     ------
@@ -133,11 +136,24 @@ class Backbone:
     def build(self) -> keras.Model:
         """Build the Keras network with its weights, from preprocessed images to features.
 
+        Returns
+        -------
+        keras.Model
+            It takes images as `Preprocessing` leaves them, of shape (n, height, width, 3), float32. Neither layer nor
+            pooling is applied: runtimes do that.
+
         Raises
         ------
         BackboneError
             If weights cannot be found or do not fit.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> deepfeat.Backbone("DeepCNN", weights=None, input_size=32).build().input_shape
+        (None, 32, 32, 3)
         """
+        start_keras()
         if self.weights is None:
             model = self.network.build(self.input_shape)
             randomise(model, self.seed)
@@ -148,7 +164,19 @@ class Backbone:
         return model
 
     def weights_digest(self) -> str | None:
-        """Name the weights by their content, without building the network; None where that needs the network."""
+        """Name the weights by their content, without building the network.
+
+        Returns
+        -------
+        str or None
+            "sha256:" and the digest of a file, or "random:" and the seed; None where only the built network tells.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> deepfeat.Backbone("VGG16", weights=None, seed=3).weights_digest()
+        'random:3'
+        """
         if self.network.onnx is not None:
             return onnx_digest(self.network.onnx)
         if self.weights is None:
@@ -178,6 +206,13 @@ class Backbone:
         -------
         list of dict
             One for each layer.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> backbone = deepfeat.Backbone("VGG16", weights=None, layer=["block4_pool", "block5_pool"])
+        >>> [spec["layer"] for spec in backbone.specs(backbone.weights_digest())]
+        ['block4_pool', 'block5_pool']
         """
         preprocess = self.network.preprocess
         specs: list[dict[str, Any]] = [
@@ -248,7 +283,7 @@ def register_backbone(
     if name in _REGISTRY:
         msg = f"the name {name!r} is taken: features are stored under it, so choose another"
         raise UsageError(msg)
-    file = None if weights is None else Path(weights)
+    file = None if weights is None else Path(weights).absolute()
     if file is not None and not file.is_file():
         msg = f"weights {str(file)!r} is not a file"
         raise UsageError(msg)

@@ -10,7 +10,7 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable("deepfeat")
-class LocalResponseNormalization(keras.layers.Layer):
+class LocalResponseNormalization(keras.layers.Layer):  # type: ignore[misc]
     """Divide each activation by what its neighbours among the channels do at the same place.
 
     ``b[i] = a[i] / (k + alpha * sum(a[j] ** 2)) ** beta``, where ``j`` runs over ``depth`` channels around ``i``.
@@ -43,7 +43,7 @@ class LocalResponseNormalization(keras.layers.Layer):
     def _neighbours(self, channels: int) -> np.ndarray:
         """Which channels are summed for which: a band of ones about the diagonal."""
         number = np.arange(channels)
-        return (np.abs(number[:, np.newaxis] - number) <= self.depth // 2).astype(np.float32)
+        return np.asarray((np.abs(number[:, np.newaxis] - number) <= self.depth // 2).astype(np.float32))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape unchanged."""

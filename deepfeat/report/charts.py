@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepfeat.report.markup import Markup, element
+from deepfeat.markup import Markup, element
 
 #: Colours that the style sheet has for classes.
 N_COLOURS = 12

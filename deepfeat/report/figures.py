@@ -10,8 +10,8 @@ import numpy as np
 
 from deepfeat.bootstrap import N_BINS
 from deepfeat.curves import Curve, Scores, precision_recall, reliability, roc, shown_classes
+from deepfeat.markup import Markup, element, join, share
 from deepfeat.report.charts import Axis, Frame, colour, share_axis
-from deepfeat.report.markup import Markup, element, join, share
 from deepfeat.report.pictures import SHEET_EDGE, THUMBNAIL_EDGE, Sheet
 from deepfeat.report.tables import legend
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from deepfeat.curves import Scores
 from deepfeat.errors import DeepfeatError
-from deepfeat.report.markup import Markup, element, join, name
+from deepfeat.markup import Markup, element, join, name
 from deepfeat.report.pictures import GALLERY_EDGE, Loaded, load_pictures, overlay, picture_source
 from deepfeat.report.tables import class_name, legend
 

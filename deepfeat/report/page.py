@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from deepfeat.curves import take_scores
 from deepfeat.errors import UsageError
+from deepfeat.markup import Markup, element
 from deepfeat.report import sections, tables
 from deepfeat.report.gallery import Explain
-from deepfeat.report.markup import Markup, element
 from deepfeat.report.projection import METHODS
 from deepfeat.report.sources import find_sources
 

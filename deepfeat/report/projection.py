@@ -50,4 +50,4 @@ def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
         # The page is wider than high; a turn changes no distance.
         places = PCA(2).fit_transform(places)
     places = places - places.min(axis=0)
-    return places / (places.max() or 1.0)
+    return np.asarray(places / (places.max() or 1.0))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepfeat.curves import Scores
+from deepfeat.markup import Markup, element, join, name, share
 from deepfeat.report import figures, tables
 from deepfeat.report.gallery import Explain, gallery, hardest_errors
-from deepfeat.report.markup import Markup, element, join, name, share
 from deepfeat.report.pictures import THUMBNAIL_EDGE, load_pictures, make_sheets
 from deepfeat.report.projection import project
 from deepfeat.report.sources import Sources

@@ -11,8 +11,8 @@ import pandas as pd
 
 from deepfeat.bootstrap import PER_CLASS
 from deepfeat.curves import Scores
+from deepfeat.markup import Markup, element, join, name, share
 from deepfeat.report.charts import colour
-from deepfeat.report.markup import Markup, element, join, name, share
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Container
 from typing import Any
@@ -16,13 +14,13 @@ import numpy as np
 from deepfeat.backbones import Backbone, Preprocessing
 from deepfeat.backbones.network import GEM_FLOOR, GEM_P
 from deepfeat.errors import BackboneError
-from deepfeat.runtimes.startup import paused_collection, quiet_start
+from deepfeat.runtimes.startup import start_keras
 
-with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
-    import keras
-    from keras import ops
+start_keras()
 
-    ops.zeros(1)  # looks for devices
+# Other modules take Keras from here, so that it starts the quiet way.
+import keras as keras  # noqa: E402
+from keras import ops as ops  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +90,7 @@ class KerasRuntime:
         list of ndarray of shape (n, *shape), float32
             One for each layer.
         """
+        self._settle(len(images))
         parts, start = [], 0
         while start < len(images):
             batch = images[start : start + self.batch_size]
@@ -119,6 +118,11 @@ class KerasRuntime:
         self.batch_size, self._untried = self.batch_size // 2, []
         logger.warning("%s: out of memory, going on with batches of %d", self._name, self.batch_size)
 
+    def _settle(self, count: int) -> None:
+        """Go back to the best size where the next one is larger than what comes: batches are filled up with nothing."""
+        if self._best is not None and count < self.batch_size and self._best[1] < self.batch_size:
+            self.batch_size, self._untried = self._best[1], []
+
     def _tune(self, count: int, seconds: float) -> None:
         """Note the time of a full batch, and go on to the next size after two beyond the first, which compiles."""
         if not self._untried or count < self.batch_size:
@@ -137,7 +141,8 @@ class KerasRuntime:
 
 def count_gpus() -> int:
     """Number of GPUs that Keras sees."""
-    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+    # Keras lists no devices for PyTorch, which `make test-backends` runs.
+    if keras.backend.backend() == "torch":  # pragma: no cover
         import torch
 
         return int(torch.cuda.device_count())
@@ -163,7 +168,7 @@ def _free_memory() -> float:
     """Bytes of memory that can be had; without a limit where the system does not tell."""
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
+    except (ValueError, OSError, AttributeError):  # pragma: no cover - not on Linux
         return float("inf")
 
 
@@ -195,12 +200,14 @@ def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
     if keras.backend.backend() == "tensorflow":
         from deepfeat.runtimes.tensorflow import freeze
 
-        return freeze(features)
-    if keras.backend.backend() == "jax":
+        frozen: Callable[[np.ndarray], list[Any]] = freeze(features)
+        return frozen
+    # What follows is run by `make test-backends`.
+    if keras.backend.backend() == "jax":  # pragma: no cover
         from deepfeat.runtimes.jax import share
 
         return share(features)
-    return lambda images: keras.tree.flatten(features.predict_on_batch(images))
+    return lambda images: keras.tree.flatten(features.predict_on_batch(images))  # pragma: no cover
 
 
 def layer_output(model: keras.Model, name: str) -> Any:

@@ -54,6 +54,8 @@ class OpenVinoRuntime:
         Its weights.
     precision : {"float32", "bfloat16"}
         OpenVINO would choose bfloat16 by itself wherever the processor has it.
+    n_threads : int, optional
+        As many as there are cores if None.
 
     Attributes
     ----------
@@ -63,12 +65,13 @@ class OpenVinoRuntime:
 
     engine = "openvino"
 
-    def __init__(self, model: bytes, weights: bytes, precision: str = "float32") -> None:
+    def __init__(self, model: bytes, weights: bytes, precision: str = "float32", n_threads: int | None = None) -> None:
         import openvino as ov
 
         core = ov.Core()
         network = core.read_model(model, ov.Tensor(np.frombuffer(weights, np.uint8)))
         settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
+        settings |= {} if n_threads is None else {"INFERENCE_NUM_THREADS": str(n_threads)}
         self._compiled = core.compile_model(network, "CPU", settings)
         self._queue = ov.AsyncInferQueue(self._compiled)
         self._queue.set_callback(_collect)
@@ -94,14 +97,18 @@ class OpenVinoRuntime:
         return features
 
 
-def _collect(request: Any, place: tuple[list[np.ndarray], slice]) -> None:
+def _collect(request: Any, place: tuple[list[np.ndarray], slice]) -> None:  # pragma: no cover - in threads of OpenVINO
     features, part = place
     for index, layer in enumerate(features):
         layer[part] = request.get_output_tensor(index).data
 
 
 def open_runtime(
-    backbone: Backbone, weights_digest: str, build: Callable[[], keras.Model], precision: str
+    backbone: Backbone,
+    weights_digest: str,
+    build: Callable[[], keras.Model],
+    precision: str,
+    n_threads: int | None = None,
 ) -> OpenVinoRuntime:
     """Take the conversion that is kept for a backbone, or convert it now and keep that.
 
@@ -113,6 +120,8 @@ def open_runtime(
     build : callable
         Builds the Keras network; called only where nothing is kept.
     precision : {"float32", "bfloat16"}
+    n_threads : int, optional
+        As many as there are cores if None.
 
     Raises
     ------
@@ -120,15 +129,16 @@ def open_runtime(
         If OpenVINO cannot convert the network, or computes other features than Keras.
     """
     if backbone.network.onnx is not None:
-        return OpenVinoRuntime(*_convert_onnx(backbone, backbone.network.onnx), precision)
+        return OpenVinoRuntime(*_convert_onnx(backbone, backbone.network.onnx), precision, n_threads)
     file = _conversion_file(backbone, weights_digest) if backbone.network.reproducible else None
     kept = _read(file) if file is not None else None
     if kept is not None:
-        return OpenVinoRuntime(*kept, precision)
+        return OpenVinoRuntime(*kept, precision, n_threads)
     converted, checked = _convert(backbone, build())
     if file is not None:
         _keep(file, *converted)
-    return checked if precision == "float32" else OpenVinoRuntime(*converted, precision)
+    is_same = precision == "float32" and n_threads is None
+    return checked if is_same else OpenVinoRuntime(*converted, precision, n_threads)
 
 
 def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes], OpenVinoRuntime]:

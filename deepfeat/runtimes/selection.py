@@ -73,6 +73,7 @@ def open_runtime(
     runtime: str,
     precision: str,
     batch_size: int | str,
+    n_threads: int | None = None,
 ) -> Runtime:
     """Make a backbone ready to run.
 
@@ -86,6 +87,8 @@ def open_runtime(
         As the user gave them, see `resolve`.
     batch_size : int or "auto"
         Of Keras; OpenVINO has its own.
+    n_threads : int, optional
+        Of OpenVINO; as many as there are cores if None.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def open_runtime(
         taken = runtime = "openvino"
     if taken == "openvino":
         try:
-            opened: Runtime = openvino.open_runtime(backbone, weights_digest, build, kind)
+            opened: Runtime = openvino.open_runtime(backbone, weights_digest, build, kind, n_threads)
         except BackboneError as error:
             if runtime == "openvino":
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -40,7 +41,7 @@ def quiet_start() -> Iterator[None]:
         os.dup2(sink.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(stderr, 2)
             sink.seek(0)
             os.write(2, sink.read())
@@ -48,3 +49,13 @@ def quiet_start() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def start_keras() -> None:
+    """Import Keras and have its backend look for devices, without noise and in less time."""
+    # TensorFlow tells of what it does well later, too; its errors stay.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else quiet_start(), paused_collection():
+        from keras import ops
+
+        ops.zeros(1)

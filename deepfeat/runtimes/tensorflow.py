@@ -33,7 +33,8 @@ def freeze(model: keras.Model) -> Any:
 
     def call(images: tf.Tensor) -> list[tf.Tensor]:
         with keras.StatelessScope(state_mapping=[(variable, tf.constant(values)) for variable, values in weights]):
-            return keras.tree.flatten(model(images, training=False))
+            outputs: list[tf.Tensor] = keras.tree.flatten(model(images, training=False))
+            return outputs
 
     image = model.inputs[0]
     # XLA is slower than TensorFlow's own kernels on a CPU.

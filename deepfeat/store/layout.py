@@ -191,7 +191,8 @@ class Structure:
 
 def feature_dtype(spec: Mapping[str, Any]) -> np.dtype:
     """Type in which a block stores its values."""
-    return np.dtype(spec.get("dtype", "float32")).newbyteorder("<")
+    dtype: np.dtype = np.dtype(spec.get("dtype", "float32"))
+    return dtype.newbyteorder("<")
 
 
 # Seals and checksums
@@ -225,7 +226,7 @@ def damaged_records(key: str, rows: np.ndarray, records: np.ndarray) -> np.ndarr
     """Those of the rows whose record does not say that they are missing, and does not match its seal."""
     used = records["state"] != MISSING
     wrong = (seal_records(key, rows, records) != records["seal"]) | (records["state"] > FAILED)
-    return rows[used & wrong]
+    return np.asarray(rows[used & wrong])
 
 
 def row_checksums(features: np.ndarray) -> np.ndarray:
@@ -253,7 +254,7 @@ def row_checksums(features: np.ndarray) -> np.ndarray:
     rows = np.ascontiguousarray(features)
     words = rows.view(f"<u{rows.dtype.itemsize}").reshape(len(rows), math.prod(rows.shape[1:]))
     weights = _weights(words.shape[1] + 1)
-    return ((weights[0] + np.einsum("ij,j->i", words, weights[1:])) >> np.uint64(32)).astype("<u4")
+    return np.asarray(((weights[0] + np.einsum("ij,j->i", words, weights[1:])) >> np.uint64(32)).astype("<u4"))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from joblib import cpu_count
 
+from deepfeat.display import describe, draw_table
 from deepfeat.errors import DamageError, StoreError
 from deepfeat.provenance import TrainedOn
 from deepfeat.store.journal import View, viewing
@@ -62,14 +63,18 @@ def open_features(path: str | os.PathLike[str]) -> FeatureStore:
 
     Examples
     --------
-    >>> store = deepfeat.open_features("features.h5")      # doctest: +SKIP
-    >>> store.blocks[["name", "dim", "done"]]              # doctest: +SKIP
+    >>> import deepfeat
+    >>> store = deepfeat.open_features("skin.h5")
+    >>> store.blocks[["name", "dim", "done", "missing", "failed"]]
+                    name   dim  done  missing  failed
+    0  EfficientNetLite0  1280    24        0       0
+    1             colour     6    24        0       0
     """
     return FeatureStore(path)
 
 
 class FeatureStore:
-    """A feature store opened for reading.
+    """A feature store opened for reading; see `deepfeat.open_features`.
 
     Every row is checked against its checksum when it is first read; the file
     may be written by another process meanwhile.
@@ -84,9 +89,22 @@ class FeatureStore:
         One row per image: image_id, path, label, group, split.
     blocks : pandas.DataFrame
         One row per feature block: name, backbone, key, dim, dtype, the numbers of
-        images that are done, missing and failed, and the whole spec.
+        images that are done, missing and failed, the whole spec, and versions of libraries.
     failures : pandas.DataFrame
         One row per failed image and block: image_id, block, reason.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> store = deepfeat.open_features("skin.h5")
+    >>> store.n_images, list(store.blocks["name"])
+    (24, ['EfficientNetLite0', 'colour'])
+    >>> store.table[["image_id", "label", "group"]].head(2)
+      image_id label group
+    0    mel01   MEL   p00
+    1    mel02   MEL   p00
+    >>> len(store.failures)
+    0
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -100,9 +118,15 @@ class FeatureStore:
         names = ", ".join(block.name for block in self.structure.blocks) or "no blocks"
         return f"<FeatureStore {str(self.path)!r}: {self.n_images} images, {names}>"
 
+    def _repr_html_(self) -> str:
+        columns = ["name", "dim", "dtype", "done", "missing", "failed"]
+        return describe(
+            f"FeatureStore {self.path}: {self.n_images} images", draw_table(self.blocks[columns], index=False)
+        )
+
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per image, read on first use."""
+        """One row per image: image_id, path, label, group, split; read on first use."""
         columns = self._pending_table or {
             name: (offsets.map(self.path), utf8.map(self.path))
             for name, (offsets, utf8) in self.structure.columns.items()
@@ -118,7 +142,7 @@ class FeatureStore:
 
     @property
     def blocks(self) -> pd.DataFrame:
-        """One row per feature block."""
+        """One row per feature block: name, key, dim, the numbers of images done, missing and failed, spec and so on."""
         rows = []
         for block in self.structure.blocks:
             states = self.records(block.key)["state"]
@@ -142,7 +166,7 @@ class FeatureStore:
 
     @property
     def failures(self) -> pd.DataFrame:
-        """One row per failed image and block."""
+        """One row per failed image and block: image_id, block, reason."""
         rows = []
         for block in self.structure.blocks:
             records = self.records(block.key)
@@ -154,10 +178,30 @@ class FeatureStore:
     def find(self, block: str) -> Block:
         """Find a block by its name, its backbone's name, or the beginning of its key.
 
+        Parameters
+        ----------
+        block : str
+            Of a key at least four characters.
+
+        Returns
+        -------
+        deepfeat.store.Block
+            With name, key, dim, shape, dtype, spec and versions.
+
         Raises
         ------
         StoreError
             If none or several fit; the message names them and how they differ.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> store = deepfeat.open_features("skin.h5")
+        >>> block = store.find("EfficientNetLite0")
+        >>> block.dim, block.spec["pooling"]
+        (1280, 'avg')
+        >>> store.find(block.key[:8]).name
+        'EfficientNetLite0'
         """
         known = self.structure.blocks
         for fits in (
@@ -176,25 +220,80 @@ class FeatureStore:
         raise StoreError(msg)
 
     def has_block(self, key: str) -> bool:
-        """Whether there is a block with just this key."""
+        """Whether there is a block with just this key.
+
+        Parameters
+        ----------
+        key : str
+            The whole key, see `deepfeat.store.block_key`.
+
+        Returns
+        -------
+        bool
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> store = deepfeat.open_features("skin.h5")
+        >>> store.has_block(store.find("colour").key), store.has_block("colour")
+        (True, False)
+        """
         return any(block.key == key for block in self.structure.blocks)
 
     def records_or_missing(self, key: str) -> np.ndarray:
-        """As `records`; all rows are missing where there is no block with this key."""
-        return self.records(key) if self.has_block(key) else np.zeros(self.n_images, RECORD)
+        """As `records`; all rows are missing where there is no block with this key.
 
-    def records(self, block: str) -> np.ndarray:
-        """What is known of each image in one block, in the table's order.
+        Parameters
+        ----------
+        key : str
+            The whole key.
 
         Returns
         -------
         ndarray of shape (n_images,), dtype `deepfeat.store.RECORD`
-            A copy; images without space in the block are missing.
 
         Raises
         ------
         DamageError
             If a record does not match its seal.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> records = deepfeat.open_features("skin.h5").records_or_missing("0" * 64)
+        >>> len(records), int(records["state"].max())
+        (24, 0)
+        """
+        return self.records(key) if self.has_block(key) else np.zeros(self.n_images, RECORD)
+
+    def records(self, block: str) -> np.ndarray:
+        """What is known of each image in one block, in the table's order.
+
+        Parameters
+        ----------
+        block : str
+            Name or key, see `find`.
+
+        Returns
+        -------
+        ndarray of shape (n_images,), dtype `deepfeat.store.RECORD`
+            State, digest, size and time of the file, checksum, reason. A copy; images without space in the block are
+            missing.
+
+        Raises
+        ------
+        StoreError
+            If there is no such block.
+        DamageError
+            If a record does not match its seal.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> from deepfeat.store import DONE
+        >>> records = deepfeat.open_features("skin.h5").records("colour")
+        >>> int((records["state"] == DONE).sum())
+        24
         """
         records, damaged = self.read_records(block)
         if len(damaged):
@@ -202,7 +301,31 @@ class FeatureStore:
         return records
 
     def read_records(self, block: str) -> tuple[np.ndarray, np.ndarray]:
-        """As `records`, and the numbers of the rows whose record does not match its seal, instead of an error."""
+        """As `records`, and tell which are damaged instead of raising an error.
+
+        Parameters
+        ----------
+        block : str
+            Name or key, see `find`.
+
+        Returns
+        -------
+        records : ndarray of shape (n_images,), dtype `deepfeat.store.RECORD`
+        damaged : ndarray of shape (n_damaged,), int
+            Numbers of the rows whose record does not match its seal.
+
+        Raises
+        ------
+        StoreError
+            If there is no such block.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> records, damaged = deepfeat.open_features("skin.h5").read_records("colour")
+        >>> len(records), len(damaged)
+        (24, 0)
+        """
         found = self.find(block)
         records = self._copy_records(found)
         damaged = self._check_seals(found, records)
@@ -240,12 +363,31 @@ class FeatureStore:
         return self._seen_blocks.setdefault(block.key, empty)
 
     def trained_on(self, block: str) -> TrainedOn | None:
-        """What the network of a block was fine-tuned on; None where it was not.
+        """What the network of a block was fine-tuned on.
+
+        Parameters
+        ----------
+        block : str
+            Name or key, see `find`.
+
+        Returns
+        -------
+        deepfeat.provenance.TrainedOn or None
+            Digests of images and groups; None where the network was not fine-tuned.
 
         Raises
         ------
+        StoreError
+            If there is no such block.
         DamageError
             If the lists do not match their checksum.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> store = deepfeat.open_features("skin.h5")
+        >>> store.trained_on("EfficientNetLite0") is None
+        True
         """
         provenance = self.find(block).provenance
         if provenance is None:
@@ -266,11 +408,29 @@ class FeatureStore:
 
         Features of these images flatter: a classifier's score on them is no estimate of anything.
 
+        Parameters
+        ----------
+        block : str
+            Name or key, see `find`.
+
         Returns
         -------
         ndarray of shape (n_images,), bool
             In the table's order. An image is known by the digest of its content where the block has its features,
             and by its group.
+
+        Raises
+        ------
+        StoreError
+            If there is no such block.
+        DamageError
+            If what the network was trained on does not match its checksum.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> bool(deepfeat.open_features("skin.h5").seen("EfficientNetLite0").any())
+        False
         """
         trained_on = self.trained_on(block)
         if trained_on is None:
@@ -280,14 +440,32 @@ class FeatureStore:
     def ready(self, *blocks: str) -> np.ndarray:
         """Ids of the images that have features in all the named blocks, in the table's order.
 
+        Parameters
+        ----------
+        *blocks : str
+            Names or keys, see `find`.
+
         Returns
         -------
-        ndarray of str
+        ndarray of shape (n,), str as dtype object
+
+        Raises
+        ------
+        StoreError
+            If there is no such block.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> store = deepfeat.open_features("skin.h5")
+        >>> ids = store.ready("EfficientNetLite0", "colour")
+        >>> len(ids), ids[0]
+        (24, 'mel01')
         """
         done = np.ones(self.n_images, bool)
         for block in blocks:
             done &= self.records(block)["state"] == DONE
-        return self.table["image_id"].to_numpy(object)[done]
+        return np.asarray(self.table["image_id"].to_numpy(object)[done])
 
     def features(self, block: str, rows: Sequence[str] | None = None) -> np.ndarray:
         """Features of one block.
@@ -313,6 +491,15 @@ class FeatureStore:
             gets zeros for an image without features.
         DamageError
             If a row does not match its checksum; the message names the rows and the way out.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> store = deepfeat.open_features("skin.h5")
+        >>> store.features("EfficientNetLite0").shape
+        (24, 1280)
+        >>> store.features("colour", rows=["nv03", "mel01"]).shape
+        (2, 6)
         """
         found = self.find(block)
         positions = np.arange(self.n_images) if rows is None else self.positions(rows)
@@ -348,6 +535,18 @@ class FeatureStore:
         pandas.DataFrame
             Indexed by image id: label, group, split, and for each block its columns,
             which are named by the block and numbered.
+
+        Raises
+        ------
+        StoreError
+            If there is no such block or id, or an id without features in one of the blocks.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> frame = deepfeat.open_features("skin.h5").to_frame("colour")
+        >>> frame.shape, list(frame.columns[:5])
+        ((24, 9), ['label', 'group', 'split', 'colour_0', 'colour_1'])
         """
         keys, names, ids = self.choose(blocks, rows)
         index = pd.Index(ids, dtype=object, name="image_id")
@@ -360,7 +559,30 @@ class FeatureStore:
     def to_parquet(
         self, path: str | os.PathLike[str], blocks: str | Sequence[str] | None = None, rows: Sequence[str] | None = None
     ) -> None:
-        """Write `to_frame` as a Parquet file, which needs the package pyarrow."""
+        """Write `to_frame` as a Parquet file, which needs the package pyarrow.
+
+        Parameters
+        ----------
+        path : path
+            A file of this name is replaced.
+        blocks : str or sequence of str, optional
+            Names or keys; all blocks if None.
+        rows : sequence of str, optional
+            Image ids; those that have features in all the blocks if None.
+
+        Raises
+        ------
+        StoreError
+            If there is no such block or id, an id has no features in one of the blocks, or pyarrow is not installed.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> import pandas as pd
+        >>> deepfeat.open_features("skin.h5").to_parquet("skin.parquet", "colour")
+        >>> pd.read_parquet("skin.parquet").shape
+        (24, 9)
+        """
         try:
             self.to_frame(blocks, rows).to_parquet(path)
         except ImportError as error:
@@ -370,7 +592,33 @@ class FeatureStore:
     def to_npz(
         self, path: str | os.PathLike[str], blocks: str | Sequence[str] | None = None, rows: Sequence[str] | None = None
     ) -> None:
-        """Write a NumPy archive: image_id, label, group, split, and one array for each block under its name."""
+        """Write a NumPy archive: image_id, label, group, split, and one array for each block under its name.
+
+        Nothing in it is pickled; a missing label, group or split is an empty text.
+
+        Parameters
+        ----------
+        path : path
+            A file of this name is replaced.
+        blocks : str or sequence of str, optional
+            Names or keys; all blocks if None.
+        rows : sequence of str, optional
+            Image ids; those that have features in all the blocks if None.
+
+        Raises
+        ------
+        StoreError
+            If there is no such block or id, or an id has no features in one of the blocks.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> import numpy as np
+        >>> deepfeat.open_features("skin.h5").to_npz("skin.npz")
+        >>> archive = np.load("skin.npz")
+        >>> archive["EfficientNetLite0"].shape, str(archive["label"][0])
+        ((24, 1280), 'MEL')
+        """
         keys, names, ids = self.choose(blocks, rows)
         table = self.table.loc[self.positions(ids), list(COLUMNS[2:])]
         arrays: dict[str, Any] = {"image_id": np.array(ids, dtype=str)}
@@ -381,7 +629,34 @@ class FeatureStore:
     def choose(
         self, blocks: str | Sequence[str] | None, rows: Sequence[str] | None
     ) -> tuple[list[str], list[str], list[str]]:
-        """Keys and distinct names of blocks, all if None, and image ids: all that every block has, if None."""
+        """Settle which blocks and images are meant.
+
+        Parameters
+        ----------
+        blocks : str, sequence of str or None
+            Names or keys, see `find`; all blocks if None.
+        rows : sequence of str or None
+            Image ids; all that have features in every block if None.
+
+        Returns
+        -------
+        keys : list of str
+        names : list of str
+            Distinct: where several blocks have one name, with the beginning of their keys.
+        ids : list of str
+
+        Raises
+        ------
+        StoreError
+            If there is no such block, or several fit.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> keys, names, ids = deepfeat.open_features("skin.h5").choose(None, None)
+        >>> names, len(ids)
+        (['EfficientNetLite0', 'colour'], 24)
+        """
         wanted = [blocks] if isinstance(blocks, str) else blocks
         found = self.structure.blocks if wanted is None else [self.find(block) for block in wanted]
         common = [block.name for block in found]
@@ -390,23 +665,67 @@ class FeatureStore:
         return keys, names, list(self.ready(*keys)) if rows is None else list(rows)
 
     def positions(self, rows: Sequence[str]) -> np.ndarray:
-        """Row numbers of image ids in the table."""
+        """Row numbers of image ids in the table.
+
+        Parameters
+        ----------
+        rows : sequence of str
+            Image ids.
+
+        Returns
+        -------
+        ndarray of shape (n,), int
+
+        Raises
+        ------
+        StoreError
+            If an id is not in the table.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> deepfeat.open_features("skin.h5").positions(["mel02", "mel01"])
+        array([1, 0])
+        """
         positions = pd.Index(self.table["image_id"], dtype=object).get_indexer(pd.Index(list(rows), dtype=object))
         if (positions < 0).any():
             first = list(rows)[int(np.flatnonzero(positions < 0)[0])]
             msg = f"{int((positions < 0).sum())} image id(s) are not in {self.path} (first: {first!r})"
             raise StoreError(msg)
-        return positions
+        return np.asarray(positions)
 
     def check_rows(
         self, block: Block, records: np.ndarray, positions: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Compare rows that were not read before with their checksums, and copy all into ``out``, if given.
+        """Compare rows that were not read before with their checksums.
+
+        Parameters
+        ----------
+        block : deepfeat.store.Block
+        records : ndarray of shape (n_images,), dtype `deepfeat.store.RECORD`
+            Those of the block.
+        positions : ndarray of shape (n,), int
+            Row numbers, whose images are done.
+        out : ndarray of shape (n, ...), float32; optional
+            Where the features are copied to, each of the shape that the block has.
 
         Returns
         -------
-        ndarray of int
+        ndarray of shape (n_damaged,), int
             Numbers of the rows that do not match.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read any more.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import deepfeat
+        >>> store = deepfeat.open_features("skin.h5")
+        >>> store.check_rows(store.find("colour"), store.records("colour"), np.arange(24))
+        array([], dtype=int64)
         """
         _, good = self._seen(block)
         step = max(1, _READ_AT_ONCE // (block.dim * block.dtype.itemsize))

@@ -257,7 +257,7 @@ class _Run(NamedTuple):
 
     @property
     def n_rows(self) -> int:
-        return self.part.stop - self.part.start
+        return int(self.part.stop - self.part.start)
 
 
 def _find_runs(block: Block, rows: Sequence[int]) -> list[_Run]:
@@ -300,6 +300,13 @@ def verify_features(path: str | os.PathLike[str], *, repair: bool = False) -> pd
         If the structure or the image table is damaged, so that rows cannot be told apart.
     LockedError
         With ``repair``, if another process is writing the store.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> damaged = deepfeat.verify_features("skin.h5")
+    >>> len(damaged), list(damaged.columns)
+    (0, ['block', 'key', 'image_id'])
     """
     store = FeatureStore(path)
     ids = store.table["image_id"]

@@ -20,7 +20,7 @@ from deepfeat.errors import DataError
 METHODS = ("sigmoid", "isotonic")
 
 
-class DecisionValues(ClassifierMixin, BaseEstimator):
+class DecisionValues(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier whose features are decision values already.
 
     Attributes
@@ -38,12 +38,12 @@ class DecisionValues(ClassifierMixin, BaseEstimator):
         """Return X: of shape (n,) for two classes, else (n, n_classes)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False)
-        return X[:, 0] if len(self.classes_) == 2 else X
+        return np.asarray(X[:, 0] if len(self.classes_) == 2 else X)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class with the greatest decision value."""
         values = self.decision_function(X)
-        return self.classes_[(values > 0).astype(int) if values.ndim == 1 else values.argmax(axis=1)]
+        return np.asarray(self.classes_[(values > 0).astype(int) if values.ndim == 1 else values.argmax(axis=1)])
 
 
 def fit_calibrator(decision: np.ndarray, y: np.ndarray, method: str) -> CalibratedClassifierCV:

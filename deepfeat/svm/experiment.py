@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import get_scorer_names
 
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import evaluate_predictions
 from deepfeat.fusion import FUSIONS, VIEW_RULES
+from deepfeat.interruption import interruptible
 from deepfeat.ledger import record_fit
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
 from deepfeat.svm.calibration import METHODS
+from deepfeat.svm.crew import Crew, joblib_client
 from deepfeat.svm.guard import describe_seen, refuse_seen
 from deepfeat.svm.procedure import Learned, Outcome, Procedure
 from deepfeat.svm.record import describe_fit
@@ -29,6 +35,7 @@ from deepfeat.svm.selection import is_choice
 ENGINES = ("auto", "sklearn")
 
 
+@interruptible("nothing was recorded, the features are as they were, and the same call begins again")
 def fit_svm(
     features: Any,
     *,
@@ -56,6 +63,7 @@ def fit_svm(
     n_jobs: int | None = None,
     seed: int = 0,
     ledger: bool | str | os.PathLike[str] = True,
+    client: Any = None,
 ) -> SVMResult:
     """Choose, fit and score a support vector machine on cached features.
 
@@ -136,6 +144,9 @@ def fit_svm(
     ledger : bool or path
         Where the fit is recorded, see `deepfeat.open_ledger`: beside the store, not at all, or in this folder. Plain
         arrays are recorded only where a folder is given.
+    client : distributed.Client, optional
+        The workers of its cluster take folds and candidates, one to a thread; see docs/scaling.md. If None, that of
+        ``joblib.parallel_config("dask")`` where it is set.
 
     Returns
     -------
@@ -152,6 +163,8 @@ def fit_svm(
         different embedding spaces.
     StoreError
         If a store cannot be read or lacks a block.
+    ClusterError
+        If the connection to the cluster is lost, or a fold ends one worker after the other.
 
     Notes
     -----
@@ -173,7 +186,8 @@ def fit_svm(
     >>> bool(result.metrics.value["accuracy"] > 0.9)
     True
     """
-    started, settings = time.perf_counter(), {name: value for name, value in locals().items() if name != "features"}
+    settings = {name: value for name, value in locals().items() if name not in ("features", "client")}
+    started = time.perf_counter()
     _check_choices(
         fusion=(fusion, FUSIONS),
         views=(views, VIEW_RULES),
@@ -184,6 +198,7 @@ def fit_svm(
         refit=(refit, ENGINES),
         calibrate=(calibrate, (False, True, *METHODS)),
     )
+    _check_scoring(scoring)
     wish = _read_threshold(threshold, positive)
     svm = make_svm(kernel, loss, classifier, seed)
     grouping, named = Grouping(ungrouped, duplicates), None if is_choice(backbones) else backbones
@@ -198,6 +213,7 @@ def fit_svm(
     refuse_seen(samples, held_out if len(held_out) else train[np.unique(np.concatenate([rows for _, rows in folds]))])
     weights = _by_target(class_weight, classes, positive)
     check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
+    client = joblib_client() if client is None else client
     procedure = Procedure(
         svm=svm,
         kernel=kernel,
@@ -213,6 +229,7 @@ def fit_svm(
         n_jobs=n_jobs,
         calibrate="sigmoid" if calibrate is True else calibrate or None,
         threshold=wish,
+        crew=None if client is None else Crew(client, samples),
     )
     learned = procedure.learn(samples, train, folds)
     outcome, estimate = learned.out_of_fold, None
@@ -267,15 +284,26 @@ def _repeat_in_folds(
     chances = None if procedure.calibrate is None else decision.copy()
     fold = np.full(len(train), -1, object)
     choices = []
-    for number, (inner, outer) in enumerate(folds):
-        rows = train[inner]
-        learned = procedure.learn(samples, rows, make_folds(samples.target[rows], samples.sets[rows], cv, seed))
-        found = learned.predict(train[outer], number)
-        predicted[outer], decision[outer], fold[outer] = found.predicted, found.decision, number
+    items = [(train[inner], train[outer], number) for number, (inner, outer) in enumerate(folds)]
+    if procedure.crew is None:
+        parts = [_learn_and_predict(procedure, cv, seed, samples, *item) for item in items]
+    else:
+        alone = replace(procedure, crew=None, n_jobs=1)
+        parts = procedure.crew.call(partial(_learn_and_predict, alone, cv, seed), items)
+    for (found, choice), (_, outer) in zip(parts, folds, strict=True):
+        predicted[outer], decision[outer], fold[outer] = found.predicted, found.decision, found.fold
         if chances is not None:
             chances[outer] = found.probabilities
-        choices.append(_describe_choice(learned))
+        choices.append(choice)
     return Outcome(predicted, decision, chances, fold), pd.DataFrame(choices).rename_axis("fold")
+
+
+def _learn_and_predict(
+    procedure: Procedure, cv: Any, seed: int, samples: Samples, rows: np.ndarray, others: np.ndarray, number: int
+) -> tuple[Outcome, dict[str, Any]]:
+    """Learn on some rows and predict others: what they say, and what was chosen."""
+    learned = procedure.learn(samples, rows, make_folds(samples.target[rows], samples.sets[rows], cv, seed))
+    return learned.predict(others, number), _describe_choice(learned)
 
 
 def _describe_choice(learned: Learned) -> dict[str, Any]:
@@ -320,6 +348,14 @@ def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
         if value not in allowed:
             msg = f"{name} is {value!r}: use one of {', '.join(map(repr, allowed))}"
             raise UsageError(msg)
+
+
+def _check_scoring(scoring: Any) -> None:
+    known = get_scorer_names()
+    if isinstance(scoring, str) and scoring not in known:
+        near = difflib.get_close_matches(scoring, known, 3) or ["balanced_accuracy", "f1_macro", "roc_auc_ovr"]
+        msg = f"scoring is {scoring!r}: use a scorer of scikit-learn such as {', '.join(map(repr, near))}"
+        raise UsageError(msg)
 
 
 def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -89,19 +89,19 @@ def split_columns(X: np.ndarray, widths: Sequence[int]) -> list[Block]:
 
 
 def _moment(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return left.T @ right
+    return np.asarray(left.T @ right)
 
 
 def _gram(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     left = left.astype(np.float64)
-    return left @ (left if right is left else right.astype(np.float64)).T
+    return np.asarray(left @ (left if right is left else right.astype(np.float64)).T)
 
 
 def _distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """|a - b|² = |a|² + |b|² - 2 a·b; not below 0 from rounding."""
     squares = np.einsum("ij,ij->i", left, left)[:, None] + np.einsum("ij,ij->i", right, right)
     squares -= 2 * (left @ right.T)
-    return np.maximum(squares, 0, out=squares)
+    return np.asarray(np.maximum(squares, 0, out=squares))
 
 
 def _digest(rows: np.ndarray) -> str:

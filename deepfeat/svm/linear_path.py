@@ -132,7 +132,7 @@ class _Compression:
 
     def back(self, coef: np.ndarray) -> np.ndarray:
         """Turn coefficients, one set in a row, into those of the features."""
-        return solve_triangular(self._factor, coef.T, lower=True, trans="T").T @ self._rows
+        return np.asarray(solve_triangular(self._factor, coef.T, lower=True, trans="T").T @ self._rows)
 
 
 class _Reflection:
@@ -154,7 +154,7 @@ class _Reflection:
 
     def back(self, rows: np.ndarray) -> np.ndarray:
         """Reflect rows or coefficients, of shape (n, p); twice makes what was."""
-        return rows - (rows @ self._normals.astype(rows.dtype)) @ self._twice.astype(rows.dtype)
+        return np.asarray(rows - (rows @ self._normals.astype(rows.dtype)) @ self._twice.astype(rows.dtype))
 
 
 def _leading_directions(moment: np.ndarray, count: int) -> np.ndarray:

@@ -85,7 +85,7 @@ class Pieces(NamedTuple):
 
     def unclipped(self, signs: np.ndarray, f: np.ndarray) -> np.ndarray:
         """Dual variables before they are clipped."""
-        return self.shift + self.slope * (1 - signs * f)
+        return np.asarray(self.shift + self.slope * (1 - signs * f))
 
     def are_active(self, unclipped: np.ndarray) -> np.ndarray:
         """Whether each row is on the slanted piece."""

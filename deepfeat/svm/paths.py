@@ -70,7 +70,8 @@ def fit_path(
     """
     for kind, path in _PATHS.items():
         if isinstance(estimator, kind):
-            return path(estimator, X, y, candidates, use)
+            fitted: FittedPath = path(estimator, X, y, candidates, use)
+            return fitted
     msg = f"{type(estimator).__name__} has no path"
     raise TypeError(msg)
 
@@ -111,13 +112,14 @@ class _LatePath:
         return list(slice_columns(self._late.widths, self._width))
 
     def decision(self, X: np.ndarray) -> np.ndarray:
-        return np.mean([path.decision(X[:, s]) for path, s in zip(self._paths, self._slices(), strict=True)], axis=0)
+        decisions = [path.decision(X[:, s]) for path, s in zip(self._paths, self._slices(), strict=True)]
+        return np.asarray(np.mean(decisions, axis=0))
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
         return greatest(decision)
 
     def estimator(self, index: int) -> LateFusionClassifier:
-        fitted = clone(self._late)
+        fitted: LateFusionClassifier = clone(self._late)
         fitted.estimators_ = [path.estimator(index) for path in self._paths]
         fitted.estimator = clone(fitted.estimators_[0])
         fitted.classes_, fitted.n_features_in_ = self._classes, self._width
@@ -136,13 +138,13 @@ class _ViewsPath:
             return self._path.decision(X[:, : self._width])
         n_views = self._views.n_views
         values = self._path.decision(X.reshape(len(X) * n_views, self._width))
-        return values.reshape(len(values), len(X), n_views, *values.shape[2:]).mean(axis=2)
+        return np.asarray(values.reshape(len(values), len(X), n_views, *values.shape[2:]).mean(axis=2))
 
     def choose(self, decision: np.ndarray) -> np.ndarray:
         return greatest(decision)
 
     def estimator(self, index: int) -> ViewsClassifier:
-        fitted = clone(self._views)
+        fitted: ViewsClassifier = clone(self._views)
         fitted.estimator_ = self._path.estimator(index)
         fitted.estimator = clone(fitted.estimator_)
         fitted.classes_, fitted.n_features_in_ = self._classes, self._width * self._views.n_views
@@ -171,7 +173,7 @@ class _LinearPath:
         self.converged = self.gaps <= CONVERGED
 
     def _weights(self, class_weight: Any, y: np.ndarray) -> np.ndarray:
-        return compute_class_weight(class_weight, classes=self._classes, y=y)
+        return np.asarray(compute_class_weight(class_weight, classes=self._classes, y=y))
 
     def decision(self, X: np.ndarray) -> np.ndarray:
         values = X.astype(np.float64) @ self._coef[:, :, :-1].reshape(-1, X.shape[1]).T
@@ -211,14 +213,14 @@ class _KernelPath:
         """The number behind gamma="scale", as in scikit-learn; None for the linear kernel."""
         if self._svm.kernel == "linear":
             return None
-        gamma = candidate["gamma"]
-        return 1 / (self._X.shape[1] * self._X.var()) if gamma == "scale" else gamma
+        gamma: float | str = candidate["gamma"]
+        return 1 / (self._X.shape[1] * self._X.var()) if gamma == "scale" else float(gamma)
 
     def _kernel(self, blocks: Sequence[Block], gamma: float | None) -> np.ndarray:
         if gamma is None:
             return self._use.products.gram(blocks, self._blocks)
         distances = self._use.products.distances(blocks, self._blocks)
-        return np.exp(distances * distances.dtype.type(-gamma)).astype(np.float64)
+        return np.asarray(np.exp(distances * distances.dtype.type(-gamma)).astype(np.float64))
 
     def _unfitted(self, index: int) -> SVC:
         parameters = {name: self._candidates[index][name] for name in ("C", "class_weight")}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from joblib import parallel_config
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
@@ -17,6 +20,7 @@ from deepfeat.evaluation import class_scores
 from deepfeat.operating_points import Wish, choose_threshold
 from deepfeat.splits import Fold
 from deepfeat.svm.calibration import cross_calibrate, fit_calibrator, probabilities
+from deepfeat.svm.crew import Crew
 from deepfeat.svm.resources import Resources, Size, count_threads, fits_memory, take_products
 from deepfeat.svm.samples import Samples
 from deepfeat.svm.search import Search, exact_search, grid_search, make_grid, make_pipeline
@@ -94,6 +98,7 @@ class Procedure:
     n_jobs: int | None
     calibrate: str | None
     threshold: Wish | float | None
+    crew: Crew | None = None
 
     def learn(self, samples: Samples, rows: np.ndarray, folds: Sequence[Fold]) -> Learned:
         """Choose and fit on some rows.
@@ -136,9 +141,11 @@ class Procedure:
         grid = make_grid(self.kernel, self.param_grid, self.class_weight, sum(widths))
         pipeline = make_pipeline(self.svm, self.fusion, widths, len(samples.views), self.views)
         if self.engine == "sklearn":
-            return grid_search(pipeline, grid, samples.X[rows], y, folds, self.scoring, self.n_jobs)
+            with contextlib.nullcontext() if self.crew is None else parallel_config("dask", client=self.crew.client):
+                return grid_search(pipeline, grid, samples.X[rows], y, folds, self.scoring, self.n_jobs)
         streamed, n_threads = self._plan(pipeline, samples, len(rows), len(folds))
-        use = Resources(take_products(self.max_memory), widths, n_threads)
+        elsewhere = None if self.crew is None else partial(self.crew.score, list(samples.blocks), rows)
+        use = Resources(take_products(self.max_memory), widths, n_threads, elsewhere)
         extend = isinstance(self.param_grid, str)
         if streamed:
             return streamed_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
 from threadpoolctl import threadpool_limits
@@ -30,11 +30,15 @@ class Resources:
         Columns of each feature block.
     n_jobs : int
         Threads.
+    elsewhere : callable, optional
+        Calls a function of features, labels, training rows, test rows, candidates and resources on the workers of a
+        cluster, for each of some (train, test, candidates), and returns what they gave.
     """
 
     products: Products
     widths: Sequence[int]
     n_jobs: int
+    elsewhere: Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], list[Any]] | None = None
 
 
 _PRODUCTS = Products(0)
@@ -123,7 +127,7 @@ def count_threads(
     if n_jobs == 0:
         raise UsageError("n_jobs is 0: use a number of threads, or -1 for one per core")
     told = effective_n_jobs(n_jobs)
-    threads = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
+    threads: int = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
     if n_jobs is None or n_jobs < 0:
         threads = next((fewer for fewer in range(threads, 1, -1) if needs.of(fewer) <= bound), 1)
     if needs.of(threads) <= bound:
@@ -161,5 +165,5 @@ def _bound(max_memory: float | None) -> float:
 def _half_of_memory() -> float:
     try:
         return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+    except (ValueError, OSError, AttributeError):  # pragma: no cover - not on Linux
         return float("inf")

@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 
 from deepfeat.bootstrap import PER_CLASS
 from deepfeat.bundle import write_bundle
+from deepfeat.display import describe, draw_notes, draw_table
 
 if TYPE_CHECKING:
     from deepfeat.report.gallery import Explain
@@ -74,6 +75,17 @@ class SVMResult:
         By which the threshold was chosen.
     provenance : dict
         What the numbers came from: versions, store, blocks, digests of rows and folds, arguments, seconds.
+
+    Examples
+    --------
+    >>> import deepfeat
+    >>> result = deepfeat.fit_svm("skin.h5", backbones="EfficientNetLite0", cv=3)
+    >>> result.evaluated_on, list(result.per_class.index)
+    ('out-of-fold', ['MEL', 'NV'])
+    >>> result.predictions[["label", "predicted"]].shape
+    (24, 2)
+    >>> result.pipeline.predict(deepfeat.open_features("skin.h5").features("EfficientNetLite0", ["mel01"])).shape
+    (1,)
     """
 
     pipeline: Pipeline
@@ -102,6 +114,15 @@ class SVMResult:
     def __repr__(self) -> str:
         return f"<SVMResult on {', '.join(self.blocks)}: {self._headline()}>"
 
+    def _repr_html_(self) -> str:
+        params = ", ".join(f"{name}={value!r}" for name, value in self.best_params.items())
+        return describe(
+            f"SVMResult on {' + '.join(self.blocks)}, {params}: {self._headline()}",
+            draw_table(_with_intervals(self.metrics)),
+            draw_table(self.per_class[[*PER_CLASS, "support"]]),
+            draw_notes(self.warnings),
+        )
+
     def save(self, path: str | os.PathLike[str], weights: str | os.PathLike[str] | Sequence[Any] = ()) -> None:
         """Write the classifier into one file, which `deepfeat.load` reads without running anything in it.
 
@@ -125,12 +146,29 @@ class SVMResult:
 
         Examples
         --------
-        >>> result.save("skin.deepfeat")                                   # doctest: +SKIP
+        >>> import deepfeat
+        >>> result = deepfeat.fit_svm("skin.h5", backbones="EfficientNetLite0", cv=3)
+        >>> result.save("melanoma.deepfeat")
+        >>> deepfeat.load("melanoma.deepfeat").classes
+        ['MEL', 'NV']
         """
         write_bundle(self, path, weights)
 
     def summary(self) -> str:
-        """Describe the result in a few lines of text."""
+        """Describe the result in a few lines of text.
+
+        Returns
+        -------
+        str
+            Features, what was chosen, metrics with their intervals, each class, and what a reader should know.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> print(deepfeat.fit_svm("skin.h5", cv=3).summary())
+        features   EfficientNetLite0 + colour (1286 columns)
+        chosen     C=...
+        """
         best = self.cv_results.loc[self.cv_results["rank"].idxmin()]
         params = ", ".join(f"{name}={value!r}" for name, value in self.best_params.items())
         width = sum(self.blocks.values())
@@ -206,8 +244,11 @@ class SVMResult:
 
         Examples
         --------
-        >>> result = deepfeat.fit_svm("features.h5")                        # doctest: +SKIP
-        >>> result.report("report.html", explain=deepfeat.explain_images)   # doctest: +SKIP
+        >>> import deepfeat
+        >>> result = deepfeat.fit_svm("skin.h5", backbones="EfficientNetLite0", cv=3)
+        >>> result.report("report.html", method="pca", n_errors=4)
+
+        With ``explain=deepfeat.explain_images`` the errors have activation maps.
         """
         from deepfeat.report import write_report
 
@@ -238,6 +279,11 @@ class SVMResult:
         ------
         UsageError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> deepfeat.fit_svm("skin.h5", cv=3).plot("curves.png")
         """
         from deepfeat.plots import draw_result
 
@@ -275,4 +321,4 @@ def _shown_nested(nested: pd.DataFrame) -> list[str]:
     shown = _with_intervals(nested)
     shown["plain"] = nested["plain"].map("{:.3f}".format)
     shown["optimism"] = nested["optimism"].map("{:+.3f}".format)
-    return shown.to_string(index_names=False).split("\n")
+    return str(shown.to_string(index_names=False)).split("\n")

@@ -124,7 +124,7 @@ class Grouping:
             raise DataError(msg)
         if self.ungrouped == "drop":
             notes.append(f"{n_missing} image(s) without a group left out (first: {first!r})")
-            return kept & ~missing
+            return np.asarray(kept & ~missing)
         if n_missing < n_kept:
             notes.append(f"{n_missing} image(s) without a group count as a group of their own")
         return kept
@@ -142,7 +142,7 @@ class Grouping:
             msg = f"duplicates names {strange[0]!r}, which is none of the images: find them again in this store"
             raise DataError(msg)
         rows = pd.Index(ids, dtype=object).get_indexer(given.ravel()).reshape(-1, 2)
-        return rows[(rows >= 0).all(axis=1)]
+        return np.asarray(rows[(rows >= 0).all(axis=1)])
 
 
 def load_samples(
@@ -293,7 +293,7 @@ def _labelled(table: pd.DataFrame, notes: list[str]) -> np.ndarray:
     if not known.all():
         first = table["image_id"].to_numpy(object)[~known][0]
         notes.append(f"{(~known).sum()} image(s) without a label left out (first: {first!r})")
-    return known
+    return np.asarray(known)
 
 
 def _refuse_maps(blocks: Sequence[Block]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -215,7 +216,7 @@ class FoldScores(NamedTuple):
     outcomes: list[tuple[np.ndarray, np.ndarray]]
 
 
-class _Decided(ClassifierMixin, BaseEstimator):
+class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that has decided already, for scorers."""
 
     def __init__(self, classes: np.ndarray, decision: np.ndarray, predicted: np.ndarray) -> None:
@@ -251,7 +252,7 @@ def exact_search(
     refit : {"auto", "sklearn"}
         Whether the pipeline is fitted by the engine, or by scikit-learn, as it is where the engine did not converge.
     """
-    scores = Scores(pipeline, X, y, folds, scoring, use)
+    scores = (Scores if use.elsewhere is None else _SpreadScores)(pipeline, X, y, folds, scoring, use)
     best, grid = scores.search(grid, extend=extend)
     path = None if refit == "sklearn" else fit_path(pipeline, X, y, [best], use)
     if path is not None and path.converged.all():
@@ -320,12 +321,13 @@ class Scores:
         # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
         binary = len(np.unique(self._y)) == 2
         use = replace(self._use, n_jobs=1) if binary else self._use
-        folds = (partial(self._score_fold, train, test, candidates, use) for train, test in self._folds)
+        folds = (partial(self.score_fold, train, test, candidates, use) for train, test in self._folds)
         return in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
 
-    def _score_fold(
+    def score_fold(
         self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]], use: Resources
     ) -> FoldScores:
+        """Fit all candidates on a fold's training part and score them on its test part."""
         path = fit_path(self._pipeline, self._take(train), self._y[train], candidates, use)
         classes = np.unique(self._y[train])
         outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(self._take(test))]
@@ -346,7 +348,8 @@ class Scores:
         return float(self._scorer(estimator, decision if self._decided else self._take(test), self._y[test]))
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
-        return self._X[rows]
+        taken: np.ndarray = self._X[rows]
+        return taken
 
     def table(self, grid: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
         """Return one row per candidate, see `Search`."""
@@ -364,6 +367,51 @@ class Scores:
         """Return predictions, decision values and folds at the best candidate, see `Search`."""
         parts = [(predicted, class_scores(decision)) for predicted, decision in self._outcomes[self._best]]
         return _pool(self._y, self._folds, parts)
+
+
+class _SpreadScores(Scores):
+    """Scores of which workers of a cluster find each fold's blocks of candidates."""
+
+    def __init__(self, pipeline: Pipeline, X: Any, y: Any, folds: Sequence[Fold], scoring: Any, use: Resources) -> None:
+        super().__init__(pipeline, X, y, folds, scoring, use)
+        self._score_cell = partial(_score_cell, pipeline, scoring)
+
+    def _score_folds(self, candidates: list[dict[str, Any]]) -> list[FoldScores]:
+        assert self._use.elsewhere is not None
+        blocks = _independent(candidates)
+        cells = [(*fold, [candidates[i] for i in block]) for fold in self._folds for block in blocks]
+        found = iter(self._use.elsewhere(self._score_cell, cells))
+        order = np.argsort(np.concatenate(blocks))
+        return [_join(list(itertools.islice(found, len(blocks))), order) for _ in self._folds]
+
+
+def _score_cell(
+    pipeline: Pipeline,
+    scoring: Any,
+    X: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    candidates: list[dict[str, Any]],
+    use: Resources,
+) -> FoldScores:
+    return Scores(pipeline, X, y, [(train, test)], scoring, use).score_fold(train, test, candidates, use)
+
+
+def _independent(candidates: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Numbers of the candidates in blocks that share nothing: a path of C is followed as a whole."""
+    blocks: dict[str, list[int]] = {}
+    for number, candidate in enumerate(candidates):
+        others = repr(sorted((name, value) for name, value in candidate.items() if name != "C"))
+        blocks.setdefault(others, []).append(number)
+    return list(blocks.values())
+
+
+def _join(blocks: Sequence[FoldScores], order: np.ndarray) -> FoldScores:
+    """Put the candidates of several blocks into one order."""
+    scores, gaps, converged = (np.concatenate(parts)[order] for parts in list(zip(*blocks, strict=True))[:3])
+    outcomes = [outcome for block in blocks for outcome in block.outcomes]
+    return FoldScores(scores.tolist(), gaps, converged, [outcomes[i] for i in order])
 
 
 #: How far a grid is widened.

@@ -123,7 +123,8 @@ class _StreamedScores(Scores):
         ]
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
-        return self._X[self._rows[rows]]
+        taken: np.ndarray = self._X[self._rows[rows]]
+        return taken
 
     def fit(self, candidate: Mapping[str, Any]) -> Pipeline:
         """Fit the pipeline on all rows, from the mean of what the folds have found."""

@@ -133,7 +133,7 @@ class Systems:
         rows, ridge = self._rows[active], 1 / part.slope
 
         def system(x: np.ndarray) -> np.ndarray:
-            return ridge * x + signs * multiply(rows, sum_all(rows, signs * x))
+            return np.asarray(ridge * x + signs * multiply(rows, sum_all(rows, signs * x)))
 
         def kept() -> Apply:
             assert self._kernel is not None
@@ -211,7 +211,7 @@ class _Moment:
     def times(self, x: np.ndarray) -> np.ndarray:
         """Multiply with a vector of shape (p,)."""
         product = multiply(self._matrix, x)
-        return product + sum_all(self._changed, self._change * multiply(self._changed, x))
+        return np.asarray(product + sum_all(self._changed, self._change * multiply(self._changed, x)))
 
     def settle(self) -> np.ndarray:
         """Bring the matrix to its weights, and return it; it must not be changed."""
@@ -272,7 +272,7 @@ def _extend(known: np.ndarray, factor: Factor, wanted: np.ndarray, diagonal: np.
     def precondition(r: np.ndarray) -> np.ndarray:
         z = r / diagonal
         z[among] = factor.solve(scatter(r[among], place, len(known)))[place]
-        return z
+        return np.asarray(z)
 
     return precondition
 
@@ -363,7 +363,7 @@ def factorise(make: Callable[[], np.ndarray], ridge: np.ndarray | float) -> Fact
 
 def scaled(matrix: np.ndarray, scale: float) -> np.ndarray:
     """Return a new array, scale * matrix, in the precision of the matrix."""
-    return matrix * matrix.dtype.type(scale)
+    return np.asarray(matrix * matrix.dtype.type(scale))
 
 
 def scatter(values: np.ndarray, where: np.ndarray, n: int) -> np.ndarray:
@@ -375,12 +375,12 @@ def scatter(values: np.ndarray, where: np.ndarray, n: int) -> np.ndarray:
 
 def multiply(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Products of the rows with a vector, in the precision of the rows, as float64."""
-    return (rows @ vector.astype(rows.dtype)).astype(np.float64)
+    return np.asarray((rows @ vector.astype(rows.dtype)).astype(np.float64))
 
 
 def sum_all(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted sum of the rows, in their precision, as float64."""
-    return (weights.astype(rows.dtype) @ rows).astype(np.float64)
+    return np.asarray((weights.astype(rows.dtype) @ rows).astype(np.float64))
 
 
 def sum_rows(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:

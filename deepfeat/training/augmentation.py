@@ -60,4 +60,4 @@ def _recolor(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mean = grey.mean(axis=(1, 2), keepdims=True)
     # Saturation moves each pixel from its grey, contrast from the grey of the whole image.
     x = mean + contrast * (grey - mean + saturation * (x - grey))
-    return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(x, 0, 255)).astype(np.uint8))

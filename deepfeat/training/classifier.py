@@ -104,7 +104,7 @@ def class_directions(n_classes: int, width: int, seed: int | None = None) -> np.
     # LAPACKs differ in the signs.
     orthogonal = orthogonal * np.sign(np.diag(triangle))
     centred = np.eye(n_classes) - 1 / n_classes
-    return (np.sqrt(n_classes / (n_classes - 1)) * orthogonal @ centred).astype(np.float32)
+    return np.asarray((np.sqrt(n_classes / (n_classes - 1)) * orthogonal @ centred).astype(np.float32))
 
 
 def space_name(classes: Sequence[str], width: int) -> str:

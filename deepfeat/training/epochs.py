@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
-from tqdm.auto import tqdm
 
 from deepfeat.errors import BackboneError
+from deepfeat.progress import progress_bar
 from deepfeat.runtimes.keras import keras
 from deepfeat.training.augmentation import augment
 from deepfeat.training.checkpoints import Checkpoints, State
@@ -135,7 +135,7 @@ def compile_trainer(trainer: Any, network: Any, rate: float, settings: Settings,
     trainer.optimizer.build(trainer.trainable_variables)
 
 
-class TriangularRate(keras.optimizers.schedules.LearningRateSchedule):
+class TriangularRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """A learning rate that goes up and down between a quarter of its greatest value and that (Smith 2017).
 
     Parameters
@@ -231,7 +231,7 @@ def _scores(trainer: Any, data: Data, batch_size: int) -> Iterator[np.ndarray]:
         yield np.asarray(trainer.predict_on_batch(filled), np.float32)[: len(images)]
 
 
-class Batches(keras.utils.PyDataset):
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """The training images of one epoch: shuffled, or drawn so that classes are even, and changed at random.
 
     Everything random is decided by the seed, the number of the epoch and the number of the batch.
@@ -268,12 +268,12 @@ def _drawn_evenly(data: Data, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.concatenate(drawn))
 
 
-class _Bar(keras.callbacks.Callback):
+class _Bar(keras.callbacks.Callback):  # type: ignore[misc]
     """A progress bar of one epoch on standard error."""
 
     def __init__(self, title: str, steps: int, shown: bool) -> None:
         super().__init__()
-        self._bar = tqdm(total=steps, desc=title, unit="batch", leave=False, disable=not shown)
+        self._bar = progress_bar(steps, title, "batch", shown=shown, leave=False)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._bar.update(1)

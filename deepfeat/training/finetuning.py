@@ -15,8 +15,9 @@ import numpy as np
 from deepfeat.backbones import Backbone, load_backbone
 from deepfeat.backbones.manifest import Manifest, manifest_path, read_manifest
 from deepfeat.backbones.network import file_digest
+from deepfeat.computation import versions
 from deepfeat.errors import UsageError
-from deepfeat.extraction import versions
+from deepfeat.interruption import interruptible
 from deepfeat.provenance import TrainedOn
 from deepfeat.runtimes.keras import keras
 from deepfeat.runtimes.selection import resolve
@@ -147,9 +148,15 @@ def finetune(
 
     Examples
     --------
-    >>> table = deepfeat.split_table(deepfeat.read_folder("photos"))              # doctest: +SKIP
-    >>> skin = deepfeat.finetune(table, "EfficientNetLite0", "skin.keras")         # doctest: +SKIP
-    >>> deepfeat.extract(table, skin, "features.h5")                               # doctest: +SKIP
+    >>> import deepfeat
+    >>> table = deepfeat.split_table(deepfeat.read_folder("photos"), test_size=0.25)
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> skin = deepfeat.finetune(table, mine, "skin.keras", head_epochs=1, epochs=1, progress=False)
+    >>> skin.classes, skin.history["phase"].tolist()
+    (['MEL', 'NV'], ['head', 'finetune'])
+    >>> store = deepfeat.extract(table, skin, "features.h5", progress=False)
+    >>> int(store.seen("skin").sum())  # the images of the test are new to the network
+    18
     """
     given = dict(locals())
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
@@ -173,12 +180,14 @@ def finetune_folds(
 
     Parameters
     ----------
-    images, backbone, progress
+    images, backbone
         As in `finetune`.
     path : path
         For "skin.keras" the networks are skin@fold0.keras, skin@fold1.keras and so on.
     cv : int, splitter or iterable of (train, test)
         Folds; stratified, and grouped where images have groups.
+    progress : bool
+        As in `finetune`.
     **settings
         As in `finetune`.
 
@@ -194,9 +203,13 @@ def finetune_folds(
 
     Examples
     --------
-    >>> networks = deepfeat.finetune_folds(table, "EfficientNetLite0", "skin.keras", cv=5)   # doctest: +SKIP
-    >>> [network.name for network in networks]                                          # doctest: +SKIP
-    ['skin@fold0', 'skin@fold1', 'skin@fold2', 'skin@fold3', 'skin@fold4']
+    >>> import deepfeat
+    >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
+    >>> networks = deepfeat.finetune_folds("photos", mine, "skin.keras", cv=2, head_epochs=1, epochs=0, progress=False)
+    >>> [network.name for network in networks]
+    ['skin@fold0', 'skin@fold1']
+    >>> [len(network.trained_on.images) for network in networks]
+    [12, 12]
     """
     unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(Settings)})
     if unknown:
@@ -231,7 +244,8 @@ def _train_one(
     settings = dataclasses.replace(settings, precision=resolve("keras", settings.precision)[1])
     weights = digest_weights(base)
     run = _run_digest(samples, base, weights, settings)
-    with Lock(file):
+    left = f"the epochs that are done are kept beside {file}, and the same call goes on with the next"
+    with interruptible(left), Lock(file):
         if _is_finished(file, run):
             logger.info("%s is finished", file)
             return load_backbone(file)

@@ -13,9 +13,9 @@ import pandas as pd
 from sklearn.utils.class_weight import compute_class_weight
 
 from deepfeat.backbones import Backbone
+from deepfeat.computation import count_cores
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataError, DataWarning, UsageError
-from deepfeat.extraction import count_cores
 from deepfeat.images import Preparation, stream_images
 from deepfeat.splits import hold_out, merge_groups
 
@@ -49,7 +49,7 @@ class Samples:
     @property
     def names(self) -> np.ndarray:
         """Class of each image."""
-        return np.array(self.classes, object)[self.labels]
+        return np.asarray(np.array(self.classes, object)[self.labels])
 
     def take(self, rows: np.ndarray) -> Samples:
         """Some of the images."""
