@@ -268,7 +268,8 @@ class Stream:
         return [np.sum(parts, axis=0) for parts in zip(*found, strict=True)]
 
     def _rows(self, part: slice) -> np.ndarray:
-        return np.subtract(self._X[part], self._shift, dtype=self._dtype)
+        rows: np.ndarray = np.subtract(self._X[part], self._shift, dtype=self._dtype)
+        return rows
 
     def _of_rows(self, columns: Columns, part: slice) -> tuple[np.ndarray, np.ndarray]:
         """Signs and costs of a block's rows in each problem, of shape (n_rows, m)."""
