@@ -77,7 +77,16 @@ def test_metadata_of_the_wheel(wheel):
 
 
 def test_source_distribution_holds_what_a_packager_needs(sources):
-    wanted = ["LICENSE", "README.md", "CHANGELOG.md", "Makefile", "setup.cfg", "pyproject.toml", "conftest.py", ".ci/run"]
+    wanted = [
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "Makefile",
+        "setup.cfg",
+        "pyproject.toml",
+        "conftest.py",
+        ".ci/run",
+    ]
     wanted += [f"tests/{file.name}" for file in (ROOT / "tests").glob("*.py")]
     wanted += [file.relative_to(ROOT).as_posix() for file in (ROOT / "tests" / "data").rglob("*") if file.is_file()]
     wanted += [file.relative_to(ROOT).as_posix() for file in (ROOT / "docs").glob("*.md")]
