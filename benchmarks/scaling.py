@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from distributed import Client, LocalCluster
@@ -58,7 +59,8 @@ def main() -> None:
     caller.set_defaults(run=measure_caller)
     fit = commands.add_parser("fit")
     fit.add_argument("cache", type=Path)
-    fit.add_argument("--rounds", type=int, default=3)
+    fit.add_argument("--backbone", default="EfficientNetLite0")
+    fit.add_argument("--positive", default="MEL")
     fit.set_defaults(run=measure_fit)
     cost = commands.add_parser("cost")
     cost.add_argument("--price", type=float, default=0.05, help="of a core for an hour")
@@ -75,34 +77,53 @@ def make_cluster(n_workers: int, n_threads: int) -> LocalCluster:
 
 def measure_cores(arguments: argparse.Namespace) -> None:
     extract = functools.partial(deepfeat.extract, backbones=arguments.network, progress=False)
-    rates: dict[str, list[float]] = {}
-    starts: dict[str, float] = {}
-    used: dict[str, list[float]] = {}
+    runs: dict[str, list[Run]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         photos = multiply(arguments.photos, folder / "photos", arguments.copies)
         extract(photos[:32], cache=folder / "warm.h5")
-        here = extract(photos, cache=folder / "here.h5")
         for number in range(arguments.rounds):
-            cache = folder / f"{number}.h5"
-            rates.setdefault("without Dask", []).append(len(photos) / seconds(lambda c=cache: extract(photos, cache=c)))
+            here, n_images = folder / f"{number}.h5", len(photos)
+            runs.setdefault("without Dask", []).append(take_time(lambda h=here: extract(photos, cache=h), n_images))
             for name, cores in CLUSTERS.items():
                 started = time.perf_counter()
                 with make_cluster(len(cores), len(cores[0])) as cluster, Client(cluster) as client:
                     pin(client, cores)
                     extract(photos[: 64 * len(cores)], cache=folder / f"{name}{number}.first", client=client)
-                    starts.setdefault(name, time.perf_counter() - started)
-                    there, cpu = folder / f"{name}{number}.h5", time.process_time()
-                    took = seconds(lambda t=there, c=client: extract(photos, cache=t, client=c))
-                    used.setdefault(name, []).append((time.process_time() - cpu) / len(photos))
-                    rates.setdefault(name, []).append(len(photos) / took)
-        difference = compare(here, deepfeat.open_features(there), arguments.network)
-    base = statistics.median(rates[next(iter(CLUSTERS))])
-    print("| | images/s | ratio | caller, CPU ms an image | start, s |\n| --- | --- | --- | --- | --- |")
-    for name, values in rates.items():
-        cpu = f"{1000 * statistics.median(used[name]):.2f} | {starts[name]:.1f}" if name in used else " | "
-        print(f"| {name} | {statistics.median(values):.1f} | {statistics.median(values) / base:.2f} | {cpu} |")
+                    start, there = time.perf_counter() - started, folder / f"{name}{number}.h5"
+                    work = functools.partial(extract, photos, cache=there, client=client)
+                    runs.setdefault(name, []).append(take_time(work, n_images, client, start))
+        difference = compare(deepfeat.open_features(here), deepfeat.open_features(there), arguments.network)
+    base = statistics.median(run.rate for run in runs[next(iter(CLUSTERS))])
+    print("| | images/s | ratio | workers, CPU ms an image | caller, CPU ms an image | start, s |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, several in runs.items():
+        run = sorted(several, key=lambda run: run.rate)[len(several) // 2]
+        workers = f"{run.workers:.1f}" if run.workers else ""
+        start = f"{run.start:.1f}" if run.start else ""
+        print(f"| {name} | {run.rate:.1f} | {run.rate / base:.2f} | {workers} | {run.caller:.1f} | {start} |")
     print(f"\nLargest difference of features over the largest feature, with and without Dask: {difference:.1e}.")
+
+
+class Run(NamedTuple):
+    """Images per second, and milliseconds of the processors' time for an image."""
+
+    rate: float
+    workers: float
+    caller: float
+    start: float
+
+
+def take_time(work: Callable[[], object], n_images: int, client: Client | None = None, start: float = 0.0) -> Run:
+    """Work, with the time of this process and of all workers."""
+
+    def workers_time() -> float:
+        return sum(client.run(time.process_time).values()) if client else 0.0
+
+    own, others = time.process_time(), workers_time()
+    took = seconds(work)
+    own, others = time.process_time() - own, workers_time() - others
+    return Run(n_images / took, 1000 * others / n_images, 1000 * own / n_images, start)
 
 
 def pin(client: Client, cores: list[set[int]]) -> None:
@@ -181,26 +202,27 @@ def take_all(n_images: int, rate: float) -> str:
 
 
 def measure_fit(arguments: argparse.Namespace) -> None:
-    fits = {
+    fits: dict[str, dict[str, Any]] = {
         "LinearSVC, two values of class_weight": {"class_weight": ["balanced", None]},
         "SVC rbf, three values of gamma": {
             "kernel": "rbf",
             "param_grid": {"C": [1.0, 10.0], "gamma": [1e-4, 3e-4, 1e-3]},
         },
     }
-    print("| fit | without Dask, s | 1 worker, s | 2 workers, s | 2 workers over 1 |\n| --- | --- | --- | --- | --- |")
+    same = {"backbones": arguments.backbone, "positive": arguments.positive, "ledger": False}
+    print("| fit | | seconds | workers, CPU s | caller, CPU s |\n| --- | --- | --- | --- | --- |")
     for name, options in fits.items():
-        work = functools.partial(deepfeat.fit_svm, arguments.cache, ledger=False, **options)
-        here = statistics.median(seconds(work) for _ in range(arguments.rounds))
-        there = {}
+        work = functools.partial(deepfeat.fit_svm, arguments.cache, **same, **options)
+        print_fit(name, "without Dask", take_time(work, 1000))
         for n_workers in (1, 2):
             with make_cluster(n_workers, 1) as cluster, Client(cluster) as client:
                 client.run(import_fit)
-                there[n_workers] = statistics.median(
-                    seconds(functools.partial(work, client=client)) for _ in range(arguments.rounds)
-                )
-        ratio = there[1] / there[2]
-        print(f"| {name} | {here:.1f} | {there[1]:.1f} | {there[2]:.1f} | {ratio:.2f} |", flush=True)
+                run = take_time(functools.partial(work, client=client), 1000, client)
+                print_fit(name, f"{n_workers} worker(s)", run)
+
+
+def print_fit(name: str, way: str, run: Run) -> None:
+    print(f"| {name} | {way} | {1000 / run.rate:.1f} | {run.workers:.1f} | {run.caller:.1f} |", flush=True)
 
 
 def import_fit() -> None:
