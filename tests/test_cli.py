@@ -211,7 +211,7 @@ def test_fit_with_a_wrong_option_says_so(cache, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["extract"], ["fit"], ["nonsense"], ["fit", "x.h5", "--kernel", "poly"]])
+@pytest.mark.parametrize("command", [["extract"], ["fit"], ["nonsense"], ["fit", "x.h5", "--kernel", "poly"]])
 def test_wrong_use_exits_with_2(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main(command)
