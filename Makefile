@@ -1,10 +1,11 @@
 # Every target sets up what it needs in a virtual environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-cluster test-faults test-backends docs check format clean
+.PHONY: demo test test-cluster test-faults test-backends test-oldest docs build smoke check format clean
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,22 @@ test-backends: $(READY)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_runtimes.py
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/test_runtimes.py
 
+# The oldest versions that setup.cfg allows, of what it names; what those need in turn is the newest.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest
+
+build: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build
+
+# Wheel and source distribution in an environment where nothing else is.
+smoke: build
+	PYTHON=$(PYTHON) .ci/smoke dist/*.whl dist/*.tar.gz
+
 # Pages and gallery into build/docs, without a network; a warning is an error.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
@@ -47,5 +64,5 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist deepfeat-demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) $(OLDEST) build dist deepfeat-demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 		docs/auto_examples docs/reference/generated docs/reference/uses

@@ -254,6 +254,6 @@ def _resident() -> float:
     """Bytes of memory in which the process lies; NaN where the system has no file that says so."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
+    except OSError:  # pragma: no cover - not on Linux
         return float("nan")
     return float(pages * os.sysconf("SC_PAGE_SIZE"))

@@ -27,12 +27,15 @@ PACKAGES = ("numpy", "scipy", "scikit-learn", "h5py", "pandas", "pillow", "keras
 #: Extras, the package that each needs, and what for.
 EXTRAS = {
     "openvino": ("openvino", "extraction on a CPU runs up to twice as fast"),
-    "plot": ("matplotlib", "plots and reports"),
+    "plot": ("matplotlib", "plots as .png, .svg and .pdf"),
     "parquet": ("pyarrow", "export to Parquet"),
 }
 
 #: Bytes of an image's id, path and labels in a store, roughly.
 _ROW = 200
+
+#: Where Linux describes the processor.
+CPUINFO = Path("/proc/cpuinfo")
 
 #: Flags of processors that compute in bfloat16 by themselves.
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -131,7 +134,7 @@ def _processor() -> Iterator[Finding]:
 def _flags() -> set[str] | None:
     """Features of the processor, where the system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     listed = [line for line in lines if line.startswith(("flags", "Features"))]

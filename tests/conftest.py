@@ -82,6 +82,11 @@ def build_store(make_records):
     return build
 
 
+def pytest_configure(config):
+    """Let no warning of data pass; named in pyproject.toml, it would be imported before coverage is measured."""
+    config.addinivalue_line("filterwarnings", "error::deepfeat.errors.DataWarning")
+
+
 @pytest.fixture
 def random_features():
     return lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)

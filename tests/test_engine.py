@@ -9,6 +9,7 @@ import joblib
 import numpy as np
 import pytest
 from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -16,7 +17,7 @@ from sklearn.svm import SVC, LinearSVC
 
 import deepfeat
 from deepfeat.errors import UsageError
-from deepfeat.svm import newton, paths, resources, systems
+from deepfeat.svm import linear_path, newton, paths, resources, selection, systems
 from deepfeat.svm.cholesky import Factor
 from deepfeat.svm.gram import Block, Products, split_columns
 from deepfeat.svm.linear_path import CONVERGED, solve_path
@@ -144,6 +145,21 @@ def test_gap_is_certified(dtype):
     result = deepfeat.fit_svm((X, y), param_grid={"C": [1e-6, 1e-3, 1, 100]}, test=None)
     assert result.cv_results["converged"].all()
     assert (result.cv_results["gap"].between(-1e-12, CONVERGED)).all()
+
+
+def test_what_float32_leaves_rough_is_solved_again_in_float64(monkeypatch):
+    X, y = problem("tall", dtype=np.float32)
+    monkeypatch.setattr(linear_path, "_SMALL", 0)
+    rough = deepfeat.fit_svm((X, y), param_grid={"C": VALUES}, test=None)
+    assert rough.cv_results["gap"].max() > 1e-13
+    monkeypatch.setattr(linear_path, "CONVERGED", 1e-13)
+    fine = deepfeat.fit_svm((X, y), param_grid={"C": VALUES}, test=None)
+    assert abs(fine.cv_results["gap"]).max() < abs(rough.cv_results["gap"]).max() / 10
+
+
+def test_other_estimators_have_no_path():
+    with pytest.raises(TypeError, match="LogisticRegression has no path"):
+        paths.fit_path(LogisticRegression(), np.zeros((4, 2)), np.zeros(4), [], None)
 
 
 def test_missing_convergence_is_said(monkeypatch):
@@ -372,6 +388,15 @@ def test_all_subsets_are_tried(three_blocks):
         assert row.mean == pytest.approx(alone.cv_results["mean"].max())
     assert set(result.blocks) == set(result.subsets["blocks"][0].split(" + "))
     assert result.pipeline.n_features_in_ == sum(result.blocks.values())
+
+
+def test_summary_lists_the_subsets_that_were_tried(three_blocks, monkeypatch):
+    result = deepfeat.fit_svm(three_blocks, backbones="top-2", param_grid={"C": [0.01]}, test=None, cv=3)
+    lines = result.summary().split("blocks tried\n")[1].splitlines()
+    assert len(lines) == 1 + len(result.subsets)
+    monkeypatch.setattr(selection, "_MOST", 2)
+    with pytest.raises(UsageError, match=r"3 blocks have 7 subsets: name at most 2, or use 'top-3'"):
+        deepfeat.fit_svm(three_blocks, backbones="all-subsets")
 
 
 def test_top_blocks_are_joined(three_blocks):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import faults
@@ -136,6 +137,7 @@ def make_journal(path, before, after):
     path.write_bytes(before)
     with open(path, "rb") as base:
         overlay = journal.Overlay(base)
+        assert (overlay.readable(), overlay.writable(), overlay.seekable()) == (True, True, True)
         overlay.write(after)
         journal._write_journal(path, overlay)
 
@@ -459,6 +461,50 @@ def test_lock_without_hard_links(path, monkeypatch):
         with pytest.raises(LockedError), Lock(path):
             pass
     assert not lock_path(path).exists()
+
+
+def test_lock_of_another_user_counts(path, monkeypatch):
+    def forbid(pid, signal):
+        raise PermissionError
+
+    with Lock(path):
+        monkeypatch.setattr(os, "kill", forbid)
+        with pytest.raises(LockedError), Lock(path):
+            pass
+
+
+def test_lock_where_nothing_can_be_written(path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(StoreError, match="cannot be locked for writing: Read-only file system"), Lock(path):
+        pass
+
+
+def test_lock_that_its_owner_removed_meanwhile_is_free(path):
+    Lock(path)._remove(None)
+    with Lock(path) as held:
+        assert not held.inherited
+
+
+def test_lock_that_was_taken_over_is_left_to_its_new_owner(path):
+    with Lock(path):
+        other = replace(read_owner(lock_path(path)), token="another")
+        lock_path(path).write_text(json.dumps(asdict(other)))
+    assert read_owner(lock_path(path)) == other
+
+
+def test_age_of_a_lock_where_nothing_can_be_written(path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError
+
+    lock_path(path).write_text("")
+    os.utime(lock_path(path), (time.time() - 100, time.time() - 100))
+    monkeypatch.setattr(Path, "touch", fail)
+    assert 99 < lock._age(lock_path(path)) < 120
+    lock_path(path).unlink()
+    assert lock._age(lock_path(path)) == 0
 
 
 def test_lock_taken_by_another_meanwhile_is_put_back(path):

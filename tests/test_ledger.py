@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -125,6 +126,20 @@ def test_one_class_against_the_rest_by_its_decision_value(recorded):
     assert again.confusion.index.tolist() == ["not MEL", "MEL"]
     predicted = ledger.evaluate(name, positive="MEL", n_resamples=0).metrics["value"]
     assert predicted["accuracy"] == pytest.approx(((table["predicted"] == "MEL") == truth).mean())
+
+
+def test_one_class_against_the_rest_keeps_its_probabilities(store):
+    result = deepfeat.fit_svm(store, calibrate=True, **GRID)
+    ledger = deepfeat.open_ledger(store.path)
+    values = ledger.evaluate(ledger.table.index[0], positive="MEL", n_resamples=0).metrics["value"]
+    truth = (result.predictions["label"] == "MEL").astype(float)
+    assert values["brier"] == pytest.approx(((result.predictions["probability MEL"] - truth) ** 2).mean())
+
+
+def test_ledger_and_entries_name_the_essentials(recorded):
+    ledger, name, _ = recorded
+    assert repr(ledger) == f"<Ledger {str(ledger.path)!r}: {len(ledger)} fits>"
+    assert re.fullmatch(rf"<Entry {re.escape(name)}: .*, out-of-fold>", repr(ledger.entry(name)))
 
 
 def test_subset_is_scored_alone(recorded):

@@ -177,6 +177,7 @@ def test_threshold_is_granted_on_the_test_by_choice_on_the_folds():
     result = deepfeat.fit_svm((X, y, groups), test=0.4, positive="malignant", threshold="recall>=0.9", param_grid=GRID)
     tested = result.predictions[result.predictions["fold"] == "test"]
     called = tested["malignant"] >= result.threshold
+    assert f"threshold  {result.threshold:.4g} on the decision value of malignant, chosen for" in result.summary()
     np.testing.assert_array_equal(called, tested["predicted"] == "malignant")
     assert result.metrics.value["recall"] == pytest.approx(0.9, abs=0.08)
     assert result.wish == "recall>=0.9"
@@ -199,6 +200,14 @@ def test_provenance_tells_rows_and_folds_apart():
     assert once["rows"] != other_rows["rows"]
     assert once["n_groups"] == 40
     assert once["settings"]["param_grid"] == GRID
+
+
+def test_provenance_takes_numbers_of_numpy():
+    X, y, groups = lesions()
+    result = deepfeat.fit_svm((X, y, groups), test=np.float64(0.4), param_grid=GRID, seed=np.int64(3))
+    settings = result.provenance["settings"]
+    assert (settings["test"], settings["seed"]) == (0.4, 3)
+    assert type(settings["seed"]) is int
 
 
 def test_numbers_as_labels_keep_their_columns():

@@ -151,6 +151,29 @@ def test_costs_are_exact(tmp_path):
     assert onnx_backbone.count_onnx(write(tmp_path / "mine.onnx"), (SIDE, SIDE)) == (12, 12 * SIDE * SIDE)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_costs_of_a_product_with_weights(tmp_path, turned):
+    """Twelve values to four: 12 x 4 multiplications, however the values lie."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "kernel"], ["y"], transA=int(turned)),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([12, 1] if turned else [1, 12]), "shape"),
+        numpy_helper.from_array(np.ones((12, 4), np.float32), "kernel"),
+    ]
+    shapes = [1, 3, 2, 2], [1, 4]
+    given, made = (value(n, onnx.TensorProto.FLOAT, s) for n, s in zip("xy", shapes, strict=True))
+    model = helper.make_model(
+        helper.make_graph(nodes, "product", [given], [made], constants),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    onnx.save(model, tmp_path / "product.onnx")
+    assert onnx_backbone.count_onnx(tmp_path / "product.onnx", (2, 2))[1] == 48
+
+
 @pytest.fixture
 def photos(tmp_path):
     (tmp_path / "photos").mkdir()

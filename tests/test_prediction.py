@@ -39,6 +39,17 @@ def cells(input_shape):
     return keras.Sequential(inputs, name="cells")
 
 
+def pooled_backbone():
+    import keras
+
+    def build(input_shape):
+        layers = keras.layers
+        return keras.Sequential([keras.Input(input_shape), layers.Conv2D(3, 4), layers.GlobalMaxPooling2D()])
+
+    network = untrained("Pooled", build, 16, PREPROCESSINGS["tf"])
+    return deepfeat.Backbone("Pooled", weights=None, network=network, pooling="flatten")
+
+
 def cells_backbone(**options):
     network = untrained("Cells", cells, 32, PREPROCESSINGS["tf"])
     return deepfeat.Backbone("Cells", weights=None, network=network, **options)
@@ -239,6 +250,7 @@ def test_a_network_that_is_not_known_must_be_given(fit, folder):
 
 UNEXPLAINED = {
     "max": ([cells_backbone(pooling="max")], {}, "has the pooling 'max'.*use 'avg' or 'flatten'"),
+    "no positions": ([pooled_backbone()], {}, r"Pooled is a layer of shape \(3,\) without positions"),
     "flattened rbf": ([cells_backbone(pooling="flatten")], {"kernel": "rbf"}, "'flatten'.*use 'avg'"),
 }
 
@@ -251,6 +263,13 @@ def test_what_cannot_be_explained_says_so(case, fit, folder):
         classifier.explain(folder / "red" / "red00.png")
     with pytest.raises(deepfeat.UsageError, match="label is 'green': the classes are 'blue', 'red'"):
         classifier.explain(folder / "red" / "red00.png", "green")
+
+
+def test_an_image_that_cannot_be_read_is_not_explained(fit, tmp_path):
+    _, classifier = fit([cells_backbone()])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(deepfeat.ImageError, match=r"broken\.png"):
+        classifier.explain(tmp_path / "broken.png")
 
 
 def test_a_keras_file_travels_along(fit, folder, tmp_path):
@@ -297,4 +316,6 @@ def test_a_bundle_of_a_result_is_that_of_its_file(fit, folder):
     direct = deepfeat.prediction.Classifier(bundle_of(result), [cells_backbone()])
     pd.testing.assert_frame_equal(direct.predict(folder), classifier.predict(folder))
     assert repr(direct) == "<Classifier of blue, red on Cells>"
+    explanation = direct.explain(folder / "red" / "red00.png", "red")
+    assert repr(explanation).startswith(f"<Explanation of red for {folder / 'red' / 'red00.png'}: decision value ")
     assert dataclasses.replace(bundle_of(result), weights={}).classes == ["blue", "red"]

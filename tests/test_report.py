@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -357,6 +358,7 @@ def test_pictures_of_another_folder(result, store, tmp_path):
     for path in table["path"]:
         Image.new("RGB", (40, 40), "green").save(path)
     assert "have no picture" not in written(result, tmp_path, table)
+    assert written(result, tmp_path, store) == written(result, tmp_path, store.path) == written(result, tmp_path)
 
 
 @pytest.mark.parametrize("wrap", [lambda total: total, lambda total: SimpleNamespace(total=total)])
@@ -441,6 +443,38 @@ def test_grid_of_two_parameters_and_class_weights(arrays, tmp_path):
     assert text.count("· chosen") == 1
     best = result.cv_results.loc[result.cv_results["rank"].idxmin()]
     assert text.count("is at the edge of its grid") == len(best["at_edge"]) > 0
+
+
+def test_blocks_that_were_tried_and_outer_choices_are_listed(tmp_path, build_store, make_spec, make_table):
+    rng = np.random.default_rng(0)
+    table = make_table(60, label=["a", "b"] * 30)
+    features = [(make_spec(name), rng.normal(size=(60, 3)).astype(np.float32)) for name in ("NetA", "NetB")]
+    store = build_store(tmp_path / "s.h5", table, features)
+    result = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, cv=3, param_grid={"C": [0.1]}, test=None)
+    page = written(result, tmp_path)
+    assert "Sets of blocks that were tried" in page
+    assert "What each outer fold chose" in page
+
+
+def test_result_without_a_warning_says_so(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.repeat(["a", "b"], 60)
+    X = rng.normal(size=(120, 3)) + 2 * (y == "b")[:, None]
+    result = deepfeat.fit_svm((X, y), test=0.5, cv=3, param_grid={"C": [1e-4, 1e-2, 1]})
+    assert "No warnings." in written(replace(result, warnings=[]), tmp_path, features=(X, y))
+
+
+def test_class_that_no_image_has_is_not_drawn(result, tmp_path):
+    left = result.predictions[result.predictions["label"] != result.classes[0]]
+    few = replace(result, predictions=left)
+    few.plot(tmp_path / "few.png")
+    assert (tmp_path / "few.png").stat().st_size > 1000
+
+
+def test_plot_without_matplotlib_says_what_to_install(result, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r"plots need the package matplotlib: run `pip install 'deepfeat\[plot\]'`"):
+        result.plot(tmp_path / "a.png")
 
 
 def test_no_errors_no_gallery(tmp_path):

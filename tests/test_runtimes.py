@@ -497,3 +497,53 @@ def test_precisions_never_mix(photos, tmp_path):
     deepfeat.extract(photos, backbone(), cache, progress=False, runtime="openvino")
     store = deepfeat.extract(photos, backbone(), cache, progress=False, runtime="openvino", precision="bfloat16")
     assert sorted(spec["precision"] for spec in store.blocks["spec"]) == ["bfloat16", "float32"]
+
+
+def test_start_is_quiet_unless_it_fails(capfd):
+    with startup.quiet_start():
+        os.write(2, b"compiler flags")
+    with pytest.raises(ImportError), startup.quiet_start():
+        raise ImportError(os.write(2, b"why it failed"))
+    os.write(2, b", and what came later")
+    assert capfd.readouterr().err == "why it failed, and what came later"
+
+
+def test_start_without_a_standard_error(monkeypatch):
+    def fail(number):
+        raise OSError
+
+    monkeypatch.setattr(os, "dup", fail)
+    with startup.quiet_start():
+        started = True
+    assert started
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "expected"),
+    [
+        ("linux", {}, "home/.cache/deepfeat"),
+        ("linux", {"XDG_CACHE_HOME": "caches"}, "caches/deepfeat"),
+        ("linux", {"DEEPFEAT_CACHE": "here"}, "here"),
+        ("darwin", {}, "home/Library/Caches/deepfeat"),
+        ("win32", {}, "home/AppData/Local/deepfeat"),
+        ("win32", {"LOCALAPPDATA": "local"}, "local/deepfeat"),
+    ],
+)
+def test_conversions_are_kept_where_the_system_keeps_caches(system, variables, expected, monkeypatch):
+    for name in ("DEEPFEAT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: Path("home"))
+    assert openvino_runtime.conversions_folder() == Path(expected)
+
+
+@needs_openvino
+def test_network_that_openvino_cannot_convert_is_one_sentence(monkeypatch):
+    def fail(frozen):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(openvino_runtime, "_read_graph", fail)
+    with pytest.raises(BackboneError, match="OpenVINO cannot convert RuntimeTiny: no such operation"):
+        openvino_runtime.open_runtime(backbone(), "sha256:0", lambda: tiny((16, 16, 3)), "float32")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import deepfeat
 from deepfeat.errors import StoreError
-from deepfeat.store import DONE, FAILED, MISSING, RECORD, FeatureStore, StoreWriter, block_key, canonical_json
+from deepfeat.store import DONE, FAILED, MISSING, RECORD, FeatureStore, StoreWriter, block_key, canonical_json, layout
 from deepfeat.store.layout import row_checksums
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -626,6 +626,28 @@ def test_file_that_is_no_store_is_refused(
 def test_folder_instead_of_a_store_is_refused(tmp_path):
     with pytest.raises(StoreError, match="there is no feature store"):
         deepfeat.open_features(tmp_path)
+
+
+def test_writer_where_no_store_can_be_made(path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk quota exceeded")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StoreError, match=r"cannot create .*: disk quota exceeded"):
+        StoreWriter(path).__enter__()
+
+
+def test_file_that_does_not_name_its_format_is_none_of_ours(mixed_store, path):
+    with h5py.File(path, "r+") as file:
+        del file.attrs["format"]
+    with pytest.raises(StoreError, match="is an HDF5 file, but not a feature store of deepfeat"):
+        deepfeat.open_features(path)
+
+
+def test_attribute_that_would_fill_the_memory_is_refused(mixed_store, path, monkeypatch):
+    monkeypatch.setattr(layout, "_LARGEST_ATTRIBUTE", 32)
+    with pytest.raises(StoreError, match="is too large"):
+        deepfeat.open_features(path)
 
 
 def test_writer_in_a_folder_that_does_not_exist(tmp_path):

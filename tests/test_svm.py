@@ -200,6 +200,13 @@ def test_stored_split_is_the_test(tmp_path, build_store, make_spec, make_table):
     assert deepfeat.fit_svm(store, param_grid=C_GRID, test=None).evaluated_on == "out-of-fold"
 
 
+def test_stored_split_without_training_images_is_refused(tmp_path, build_store, make_spec, make_table):
+    X, y, _ = clusters()
+    store = build_store(tmp_path / "s.h5", make_table(90, label=list(y), split="test"), [(make_spec(), X)])
+    with pytest.raises(DataError, match=r"all images are test images in the stored split: pass test=0\.2 or test=None"):
+        deepfeat.fit_svm(store)
+
+
 def test_stored_split_that_cuts_a_group_is_refused(tmp_path, build_store, make_spec, make_table):
     X, y, groups = clusters()
     split = ["test" if i % 10 == 0 else "train" for i in range(90)]
@@ -260,6 +267,12 @@ def test_labels_by_mapping_merge_and_drop_classes(store):
     dropped = deepfeat.fit_svm(store, labels={"AK": None}, param_grid=C_GRID)
     assert dropped.classes == ["MEL", "NV"]
     assert any(f"{counts['AK']} image(s) without a label left out" in note for note in dropped.warnings)
+
+
+def test_labels_of_plain_arrays_can_be_mapped():
+    X, y, groups = clusters()
+    result = deepfeat.fit_svm((X, y, groups), labels={"AK": "other", "NV": "other"}, param_grid=C_GRID)
+    assert result.classes == ["MEL", "other"]
 
 
 def test_labels_that_are_numbers():

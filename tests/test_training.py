@@ -167,9 +167,10 @@ def test_manifest_of_another_file_is_refused(trained, tmp_path):
         deepfeat.load_backbone(file)
 
 
-def test_damaged_manifest_is_an_error_with_its_name(trained, tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "deepfeat backbone", "format_version": 99}'])
+def test_damaged_manifest_is_an_error_with_its_name(trained, tmp_path, text):
     file = moved(trained, tmp_path)
-    file.with_suffix(".json").write_text("{")
+    file.with_suffix(".json").write_text(text)
     with pytest.raises(BackboneError, match=r"skin\.json cannot be read"):
         deepfeat.load_backbone(file)
 
@@ -358,6 +359,33 @@ def test_every_image_is_new_to_the_network_of_its_fold_alone(table, tmp_path):
     fold = unseen.argmax(axis=0)
     assert pd.Series(fold).groupby(store.table["group"].tolist()).nunique().max() == 1
     assert all((store.table["label"][fold == k].value_counts() >= 4).all() for k in range(3))
+
+
+def test_triangular_rate_is_made_again_of_its_arguments():
+    rate = epochs.TriangularRate(0.1, 4)
+    again = epochs.TriangularRate(**rate.get_config())
+    assert [float(again(step)) for step in range(9)] == [float(rate(step)) for step in range(9)]
+    assert float(again(4)) == pytest.approx(0.1)
+
+
+def test_all_images_for_validation_leave_none_to_train_on(table, tmp_path):
+    first = table["label"].iloc[0]
+    split = np.where(table["label"] == first, "val", "train")
+    with pytest.raises(DataError, match=rf"class '{first}' has no image to train on: all are of the split 'val'"):
+        deepfeat.finetune(table.assign(split=split), small_cnn(), tmp_path / "x.keras", **FAST)
+
+
+def test_image_that_vanishes_after_it_was_read_is_named(table, tmp_path, monkeypatch):
+    stream, shape = samples.stream_images, small_cnn().input_shape
+
+    def broken(wanted, **options):
+        for image in stream(wanted, **options):
+            sought = any(pixels.shape == shape for pixels in image.pixels.values())
+            yield replace(image, reason="it is gone") if sought else image
+
+    monkeypatch.setattr(samples, "stream_images", broken)
+    with pytest.raises(DataError, match="was readable before, and is not any more: it is gone"):
+        deepfeat.finetune(table, small_cnn(), tmp_path / "x.keras", **FAST)
 
 
 def test_score_on_folds_put_together_is_allowed(table, tmp_path):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 
-def share(model: keras.Model) -> Callable[[np.ndarray], list[Any]]:
+def share(model: keras.Model) -> Callable[[np.ndarray], list[Any]]:  # pragma: no cover - by `make test-backends`
     """Make a function from a batch to the outputs, which compiles once for each size of a batch.
 
     Where there are several devices, each gets a copy of the weights and, of a batch filled

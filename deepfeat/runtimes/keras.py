@@ -141,7 +141,8 @@ class KerasRuntime:
 
 def count_gpus() -> int:
     """Number of GPUs that Keras sees."""
-    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+    # Keras lists no devices for PyTorch, which `make test-backends` runs.
+    if keras.backend.backend() == "torch":  # pragma: no cover
         import torch
 
         return int(torch.cuda.device_count())
@@ -167,7 +168,7 @@ def _free_memory() -> float:
     """Bytes of memory that can be had; without a limit where the system does not tell."""
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
+    except (ValueError, OSError, AttributeError):  # pragma: no cover - not on Linux
         return float("inf")
 
 
@@ -201,11 +202,12 @@ def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
 
         frozen: Callable[[np.ndarray], list[Any]] = freeze(features)
         return frozen
-    if keras.backend.backend() == "jax":
+    # What follows is run by `make test-backends`.
+    if keras.backend.backend() == "jax":  # pragma: no cover
         from deepfeat.runtimes.jax import share
 
         return share(features)
-    return lambda images: keras.tree.flatten(features.predict_on_batch(images))
+    return lambda images: keras.tree.flatten(features.predict_on_batch(images))  # pragma: no cover
 
 
 def layer_output(model: keras.Model, name: str) -> Any:

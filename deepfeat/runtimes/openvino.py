@@ -97,7 +97,7 @@ class OpenVinoRuntime:
         return features
 
 
-def _collect(request: Any, place: tuple[list[np.ndarray], slice]) -> None:
+def _collect(request: Any, place: tuple[list[np.ndarray], slice]) -> None:  # pragma: no cover - in threads of OpenVINO
     features, part = place
     for index, layer in enumerate(features):
         layer[part] = request.get_output_tensor(index).data

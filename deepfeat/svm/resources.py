@@ -90,9 +90,9 @@ class Size(NamedTuple):
         return Needs(0, needed) if self.n_classes == 2 else Needs(needed, 0)
 
     def streamed(self, n_folds: int) -> Needs:
-        """Bytes for LinearSVC in blocks of rows: decision values twice; products of columns, and a factor a problem."""
+        """Bytes for LinearSVC in blocks of rows: decision values twice, products of columns, their eigenvectors."""
         problems, square = n_folds * (1 if self.n_classes == 2 else self.n_classes), (self.d + 1) ** 2
-        return Needs(8 * self.n * problems + square * (16 * n_folds + 4 * problems), 4 * square)
+        return Needs(8 * self.n * problems + 24 * square * n_folds, 4 * square)
 
 
 def fits_memory(needs: Needs, max_memory: float | None) -> bool:
@@ -165,5 +165,5 @@ def _bound(max_memory: float | None) -> float:
 def _half_of_memory() -> float:
     try:
         return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+    except (ValueError, OSError, AttributeError):  # pragma: no cover - not on Linux
         return float("inf")

@@ -4,8 +4,9 @@ The problem is that of `deepfeat.svm.newton` with the squared hinge loss, and so
 as the features is made: features are scaled by scaling coefficients, and each Newton system is solved nearly, by
 conjugate gradients, of which every step is one pass over the rows (Keerthi and DeCoste 2005, A modified finite Newton
 method for fast solution of large scale linear SVMs, JMLR 6). The preconditioner is the Hessian that there would be if
-all rows of a fold were active to the same degree. It needs only the fold's products of columns, which one pass makes
-for all folds. All folds and classes share every pass, each from its solution for the value of C before.
+all rows of a fold were active to the same degree. It is the same for all classes and values of C but for a factor, and
+needs only the eigenvectors of the fold's products of columns, which one pass makes for all folds. All folds and classes
+share every pass, each from its solution for the value of C before.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from deepfeat.svm.resources import in_threads
 
-#: Rows of a block; sums over a block are in float32, sums of blocks in float64.
+#: Rows of a block; sums over a block are in the precision of the features, sums of blocks in float64.
 BLOCK = 2048
 
-#: Newton steps end when the duality gap is below this part of the objective.
-TOLERANCE = 1e-6
+#: Newton steps end when the duality gap is below this part of the objective, or does not fall any more.
+TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-8}
 
 #: Newton steps at one value of C, and steps without a smaller gap, at most.
 _MAX_STEPS, _PATIENCE = 50, 3
@@ -32,8 +32,8 @@ _MAX_STEPS, _PATIENCE = 50, 3
 #: A Newton system is solved to this part of its right side, with so many passes at most.
 _FORCING, _MAX_PASSES = 0.05, 40
 
-#: Shortest part of a step that is tried, and the part of the objective that is rounding.
-_SHORTEST, _ROUNDING = 1e-3, 1e-6
+#: Shortest part of a step that is tried; and the part of the objective that is rounding, in units of it.
+_SHORTEST, _ROUNDING = 1e-3, 8
 
 #: Blocks with fewer active rows than this part leave the others out.
 _FEW = 0.5
@@ -46,17 +46,21 @@ class Scaled(NamedTuple):
     ----------
     n : int
         Training rows.
-    mean, variance, scale : ndarray of shape (d,), float64
-        Scale is 1 for a constant column, as in scikit-learn's StandardScaler.
-    moment : ndarray of shape (d + 1, d + 1), float64
-        Sum of x xᵀ over scaled rows x that end in a one.
+    offset, mean, variance, scale : ndarray of shape (d,), float64
+        The offset is the mean of rows as they are read, which are shifted. Scale is 1 for a constant column, as in
+        scikit-learn's StandardScaler.
+    spectrum : ndarray of shape (d + 1,), float64
+    basis : ndarray of shape (d + 1, d + 1), float64
+        Mean of x xᵀ over scaled rows x that end in a one: eigenvalues, and eigenvectors in columns.
     """
 
     n: int
+    offset: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
     scale: np.ndarray
-    moment: np.ndarray
+    spectrum: np.ndarray
+    basis: np.ndarray
 
 
 class Solution(NamedTuple):
@@ -66,7 +70,7 @@ class Solution(NamedTuple):
     ----------
     coef : ndarray of shape (m, d + 1), float64
         Of scaled features, and the intercept.
-    decision : ndarray of shape (n, m), float32
+    decision : ndarray of shape (n, m), of the type of the features
         Decision values of all rows.
     gap : ndarray of shape (m,), float64
         Duality gap over objective.
@@ -85,7 +89,7 @@ class Columns(NamedTuple):
     Attributes
     ----------
     fold : ndarray of shape (m,), int
-    signs, costs : ndarray of shape (m, n_classes), float32
+    signs, costs : ndarray of shape (m, n_classes), float64
         Of rows of each class: 1 or -1, and the weight of their loss at C = 1.
     """
 
@@ -123,6 +127,10 @@ class Stream:
 
     def __init__(self, X: np.ndarray, codes: np.ndarray, train: np.ndarray, n_threads: int) -> None:
         self._X, self._codes, self._train, self._n_threads = X, codes, train, n_threads
+        self._dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self._rounding = _ROUNDING * float(np.finfo(self._dtype.type).eps)
+        # Near the mean of every fold, so that nothing is lost where a feature varies little about a large value.
+        self._shift = np.asarray(X[np.flatnonzero(train.any(axis=1))[:BLOCK]], self._dtype).mean(axis=0)
         self.folds = self._scale_folds()
 
     def solve(self, columns: Columns, C: float, start: np.ndarray) -> Solution:
@@ -142,14 +150,15 @@ class Stream:
         point, decision = self._evaluate(columns, C, start.copy())
         steps, waited = np.zeros(len(start), int), np.zeros(len(start), int)
         for _ in range(_MAX_STEPS):
-            live = np.flatnonzero((point.gap > TOLERANCE) & (waited < _PATIENCE))
+            live = np.flatnonzero((point.gap > TOLERANCE[self._dtype]) & (waited < _PATIENCE))
             if not len(live):
                 break
             here = _Point(*(part[live] for part in point))
             found, values = self._step(columns.take(live), C, here, decision[:, live])
             steps[live] += 1
             waited[live] = np.where(found.gap < 0.5 * here.gap, 0, waited[live] + 1)
-            better = found.gap < here.gap
+            falls = found.objective < here.objective * (1 - self._rounding)
+            better = falls | (found.gap < here.gap)
             for old, new in zip(point, found, strict=True):
                 old[live[better]] = new[better]
             decision[:, live[better]] = values[:, better]
@@ -163,14 +172,14 @@ class Stream:
         length = np.ones(len(direction))
         while True:
             found, values = self._evaluate(columns, C, here.coef + length[:, None] * direction)
-            rises = found.objective > here.objective * (1 + _ROUNDING)
+            rises = found.objective > here.objective * (1 + self._rounding)
             if not rises.any() or length.min() < _SHORTEST:
                 return found, values
             length[rises] /= 2
 
     def _newton_direction(self, columns: Columns, C: float, here: _Point, decision: np.ndarray) -> np.ndarray:
         """Solve the Newton systems nearly, by preconditioned conjugate gradients that share their passes."""
-        solve = self._preconditioners(columns, C, decision)
+        solve = self._preconditioner(columns, C, decision)
         x, r = np.zeros_like(here.gradient), -here.gradient
         z = solve(r)
         q, product = z.copy(), (r * z).sum(axis=1)
@@ -189,22 +198,22 @@ class Stream:
             q = np.where(going[:, None], z + (product / before)[:, None] * q, q)
         return x
 
-    def _preconditioners(self, columns: Columns, C: float, decision: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        weight = self._sweep(partial(self._active_weight, columns, decision))[0]
-        factors = []
-        for fold, total in zip(columns.fold, weight, strict=True):
-            known = self.folds[fold]
-            hessian = (2 * C * total / known.n * known.moment).astype(np.float32)
-            hessian[np.diag_indices_from(hessian)] += 1
-            factors.append(cho_factor(hessian, overwrite_a=True))
-        return lambda r: np.array(
-            [cho_solve(factor, one.astype(np.float32)) for factor, one in zip(factors, r, strict=True)], np.float64
-        )
+    def _preconditioner(self, columns: Columns, C: float, decision: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        weight = 2 * C * self._sweep(partial(self._active_weight, columns, decision))[0]
+
+        def solve(r: np.ndarray) -> np.ndarray:
+            z = np.empty_like(r)
+            for fold in np.unique(columns.fold):
+                mine, known = columns.fold == fold, self.folds[fold]
+                z[mine] = (r[mine] @ known.basis) / (1 + weight[mine, None] * known.spectrum) @ known.basis.T
+            return z
+
+        return solve
 
     # Passes over the rows.
 
     def _evaluate(self, columns: Columns, C: float, coef: np.ndarray) -> tuple[_Point, np.ndarray]:
-        decision = np.empty((len(self._X), len(coef)), np.float32)
+        decision = np.empty((len(self._X), len(coef)), self._dtype)
         work = partial(self._losses, columns, *self._unscaled(columns, coef), decision)
         sums, total, linear, squares = self._sweep(work)
         v = 2 * C * self._scaled(columns, sums, total)
@@ -222,7 +231,7 @@ class Stream:
         excess = np.maximum(1 - signs * f, 0)
         costs *= excess
         signs *= costs
-        return signs.T @ rows, signs.sum(axis=0), costs.sum(axis=0), (costs * excess).sum(axis=0)
+        return signs.T @ rows, *(np.sum(part, axis=0, dtype=np.float64) for part in (signs, costs, costs * excess))
 
     def _multiply(self, columns: Columns, C: float, q: np.ndarray, decision: np.ndarray) -> np.ndarray:
         """Products of the Hessians, less the identity, with one vector each."""
@@ -238,7 +247,7 @@ class Stream:
         if some.mean() < _FEW:
             rows, costs = rows[some], costs[some]
         costs *= rows @ coef.T + intercept
-        return costs.T @ rows, costs.sum(axis=0)
+        return costs.T @ rows, costs.sum(axis=0, dtype=np.float64)
 
     def _active_weight(self, columns: Columns, decision: np.ndarray, part: slice) -> tuple[np.ndarray, ...]:
         signs, costs = self._of_rows(columns, part)
@@ -259,38 +268,38 @@ class Stream:
         return [np.sum(parts, axis=0) for parts in zip(*found, strict=True)]
 
     def _rows(self, part: slice) -> np.ndarray:
-        return np.asarray(self._X[part], np.float32)
+        rows: np.ndarray = np.subtract(self._X[part], self._shift, dtype=self._dtype)
+        return rows
 
     def _of_rows(self, columns: Columns, part: slice) -> tuple[np.ndarray, np.ndarray]:
         """Signs and costs of a block's rows in each problem, of shape (n_rows, m)."""
         codes = self._codes[part]
-        costs = columns.costs[:, codes].T * self._train[part][:, columns.fold]
-        return np.ascontiguousarray(columns.signs[:, codes].T), np.ascontiguousarray(costs)
+        costs = columns.costs.T.astype(self._dtype)[codes] * self._train[part][:, columns.fold]
+        return columns.signs.T.astype(self._dtype)[codes], costs
 
     # Scaling.
 
     def _unscaled(self, columns: Columns, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients of the features as they are, and intercepts, from those of scaled features."""
-        mean, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("mean", "scale"))
+        offset, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("offset", "scale"))
         raw = coef[:, :-1] / scale[columns.fold]
-        intercept = coef[:, -1] - (raw * mean[columns.fold]).sum(axis=1)
-        return raw.astype(np.float32), intercept.astype(np.float32)
+        intercept = coef[:, -1] - (raw * offset[columns.fold]).sum(axis=1)
+        return raw.astype(self._dtype), intercept.astype(self._dtype)
 
     def _scaled(self, columns: Columns, sums: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Weighted sums of scaled rows, from those of the rows as they are and the sums of the weights."""
-        mean, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("mean", "scale"))
-        return np.column_stack([(sums - total[:, None] * mean[columns.fold]) / scale[columns.fold], total])
+        offset, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("offset", "scale"))
+        return np.column_stack([(sums - total[:, None] * offset[columns.fold]) / scale[columns.fold], total])
 
     def _scale_folds(self) -> list[Scaled]:
         """Scaling and products for each fold, from those of the rows that are in the same folds."""
         patterns, pattern = np.unique(self._train, axis=0, return_inverse=True)
-        used = np.flatnonzero(self._train.any(axis=1))[:BLOCK]
-        shift = np.asarray(self._X[used], np.float32).mean(axis=0)
-        sums, lock = np.zeros((len(patterns), len(shift) + 1, len(shift) + 1)), threading.Lock()
+        width, lock = self._X.shape[1] + 1, threading.Lock()
+        sums = np.zeros((len(patterns), width, width))
 
         def add(part: slice) -> tuple[np.ndarray, ...]:
             here = pattern.ravel()[part]
-            rows = np.column_stack([self._rows(part) - shift, np.ones(len(here), np.float32)])
+            rows = np.column_stack([self._rows(part), np.ones(len(here), self._dtype)])
             for number in np.unique(here):
                 some = rows[here == number]
                 moment = some.T @ some
@@ -299,7 +308,8 @@ class Stream:
             return ()
 
         self._sweep(add)
-        return [_describe(sums[patterns[:, fold]].sum(axis=0), shift) for fold in range(self._train.shape[1])]
+        moments = (sums[within].sum(axis=0) for within in patterns.T)
+        return in_threads((partial(_describe, moment, self._shift) for moment in moments), self._n_threads)
 
 
 def _describe(moment: np.ndarray, shift: np.ndarray) -> Scaled:
@@ -314,7 +324,7 @@ def _describe(moment: np.ndarray, shift: np.ndarray) -> Scaled:
     scaled = np.zeros_like(moment)
     scaled[:-1, :-1] = centred / np.outer(scale, scale)
     scaled[-1, -1] = n
-    return Scaled(n, mean, variance, scale, scaled)
+    return Scaled(n, off, mean, variance, scale, *np.linalg.eigh(scaled / n))
 
 
 def make_columns(signs: np.ndarray, costs: Sequence[np.ndarray]) -> Columns:
@@ -330,6 +340,6 @@ def make_columns(signs: np.ndarray, costs: Sequence[np.ndarray]) -> Columns:
     k = signs.shape[1]
     return Columns(
         np.repeat(np.arange(len(costs)), k),
-        np.tile(signs.T, (len(costs), 1)).astype(np.float32),
-        np.concatenate([each.T for each in costs]).astype(np.float32),
+        np.tile(signs.T, (len(costs), 1)),
+        np.concatenate([each.T for each in costs]),
     )
