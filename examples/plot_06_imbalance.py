@@ -57,7 +57,7 @@ wished.metrics.loc[["recall", "specificity", "precision"]].round(3)
 decision = wished.predictions["melanoma"]
 is_melanoma = wished.predictions["label"] == "melanoma"
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
-bins = np.linspace(decision.min(), decision.max(), 36)
+bins = np.linspace(*np.percentile(decision, [0, 98]), 36)
 left.hist(decision[~is_melanoma], bins, color="#9bb8d0", label="other")
 left.hist(decision[is_melanoma], bins, color="#b3432b", alpha=0.85, label="melanoma")
 left.axvline(0, color="0.3", linestyle=":", label="0")
