@@ -80,5 +80,5 @@ pd.DataFrame({name: result.metrics.value[shown] for name, result in scores.items
 print(deepfeat.compare(scores)["sentence"][0])
 
 # %%
-# What is seen: with some sixty lesions to learn from, a few epochs do not show a gain. More images, more layers and more
-# epochs may; the two lines that compare stay the same.
+# What is seen: with some sixty lesions to learn from, a few epochs do not show a gain. More images, more layers and
+# more epochs may; the two lines that compare stay the same.
