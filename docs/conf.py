@@ -36,6 +36,8 @@ exclude_patterns = ["**.ipynb", "auto_examples/**.py"]
 
 # Single backquotes in docstrings name things of deepfeat.
 default_role = "py:obj"
+# Names of commands are no targets of links.
+suppress_warnings = ["myst.domains"]
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

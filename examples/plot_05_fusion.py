@@ -2,8 +2,8 @@
 Fusing and choosing backbones
 =============================
 
-Two networks that err on different images are better together. Which ones to join is a choice like any other: it is
-made on training images, and what it costs in optimism can be seen.
+Features of several networks can be joined, and which ones to join is a choice like any other: it is made on training
+images, and what it costs in optimism can be seen.
 """
 
 import tempfile
@@ -55,14 +55,17 @@ plt.show()
 # scores every set on the folds of the training images and takes the best; ``nested=True`` repeats all of this in each
 # fold, which tells how optimistic that was.
 
-options = {"test": None, "cv": 3, "param_grid": {"C": [1e-3]}}
+options = {"positive": "melanoma", "test": None, "cv": 3, "param_grid": {"C": [1e-3]}}
 chosen = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, **options)
 chosen.subsets.drop(columns="best_params").sort_values("mean", ascending=False).round(3)
 
 # %%
-# The score by which the set was chosen, the nested estimate, and the difference:
+# What is seen: numbers by lot are at chance, and a set is hardly better or worse for them; two networks of one family
+# say much the same, and joining them brings little. On HAM10000, EfficientNetLite0 and MobileNetV2 have a balanced
+# accuracy of 0.50 and 0.51 alone and 0.56 together. The score by which the set was chosen (``plain``), the nested
+# estimate, and the difference:
 
-chosen.nested.loc[["balanced_accuracy", "auroc_macro"]].round(3)
+chosen.nested.loc[["balanced_accuracy", "auroc"]].round(3)
 
 # %%
 # Ways to join
