@@ -74,7 +74,7 @@ for fit, name, marker in ((weighted, "at 0", "o"), (wished, "recall ≥ 0.9", "s
     right.plot(value["recall"], value["precision"], marker, color="#b3432b", label=name)
 right.axhline(is_melanoma.mean(), color="0.5", linestyle=":", label="chance")
 right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03))
-right.legend(frameon=False, loc="lower left")
+right.legend(frameon=False, loc="center left")
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
 plt.show()
