@@ -20,7 +20,7 @@ test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 test-faults: $(READY)
-	DEEPFEAT_KILLS=200 DEEPFEAT_MUTATIONS=2000 $(BIN)/python -m pytest tests/test_faults.py
+	DEEPFEAT_KILLS=200 DEEPFEAT_MUTATIONS=2000 $(BIN)/python -m pytest tests/test_faults.py tests/test_interruption.py
 
 # Those tests of clusters, too, that end all workers.
 test-cluster: $(READY)

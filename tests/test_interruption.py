@@ -18,11 +18,20 @@ from deepfeat.interruption import interruptible
 
 SECONDS, N_IMAGES = 120, 96
 
+thorough = pytest.mark.skipif("DEEPFEAT_KILLS" not in os.environ, reason="run by `make test-faults`")
+
 
 def start(*command, cwd):
-    """Begin a process in a group of its own, as a shell does."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, start_new_session=True, **pipes)
+    """Begin a process in a group of its own, which Ctrl-C reaches even if these tests run in the background."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def interrupt(process, ready):
@@ -33,7 +42,10 @@ def interrupt(process, ready):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    return process.communicate(timeout=SECONDS)
+    try:
+        return process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +68,9 @@ COMMAND = ("-m", "deepfeat.cli", "extract", "{photos}", "--backbone", "Efficient
 SCRIPT = ("-c", "import deepfeat; deepfeat.extract('{photos}', 'EfficientNetLite0', 'features.h5', progress=False)")
 
 
-@pytest.mark.parametrize("command", [COMMAND, SCRIPT], ids=["command", "script"])
+@pytest.mark.parametrize(
+    "command", [pytest.param(COMMAND, id="command"), pytest.param(SCRIPT, id="script", marks=thorough)]
+)
 def test_extract_keeps_what_was_computed_and_says_how_to_go_on(photos, tmp_path, command):
     cache, command = tmp_path / "features.h5", [part.format(photos=photos) for part in command]
     process = start(*command, cwd=tmp_path)
@@ -106,6 +120,7 @@ def test_fit_says_that_nothing_was_recorded(tmp_path):
     assert n_done(tmp_path / "features.h5") == n
 
 
+@thorough
 def test_finetune_keeps_the_epochs_that_are_done(tmp_path, example_file):
     options = ("--backbone", example_file("mine.keras"), "--preprocess", "tf", "--epochs", 5000, "--patience", 5000)
     process = start("-m", "deepfeat.cli", "finetune", example_file("photos"), *options, cwd=tmp_path)

@@ -492,3 +492,12 @@ def test_features_that_are_not_finite_name_their_image(tmp_path, build_store, ma
     store = build_store(tmp_path / "s.h5", make_table(90, label=list(y)), [(make_spec(), X)])
     with pytest.raises(DataError, match="'img004'"):
         deepfeat.fit_svm(store)
+
+
+def test_labels_that_are_not_utf8_are_refused_before_the_search_and_can_be_renamed():
+    X = np.repeat(np.eye(2), 6, axis=0)
+    y = np.repeat(np.array(["caf\udce9", "b"], dtype=object), 6)
+    with pytest.raises(DataError, match=r"the label 'caf\\udce9' has bytes that are not UTF-8: rename the folder"):
+        deepfeat.fit_svm((X, y), cv=2)
+    result = deepfeat.fit_svm((X, y), labels={"caf\udce9": "café"}, cv=2, param_grid={"C": [1.0]})
+    assert result.classes == ["b", "café"]

@@ -184,7 +184,7 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
     ids = np.array([str(i) for i in range(len(X))], dtype=object)
     if any(isinstance(label, bool | np.bool_) for label in y):
         raise UsageError("y holds True and False: name the classes, such as np.where(y, 'MEL', 'other')")
-    table = pd.DataFrame({"image_id": ids, "label": y, "group": groups, "split": None})
+    table = pd.DataFrame({"image_id": ids, "label": y, "group": groups, "split": None}, dtype=object)
     if labels is not None:
         table = relabel(table, labels)
     notes: list[str] = []
@@ -264,6 +264,7 @@ def _samples(
 ) -> Samples:
     split = np.array([None if pd.isna(s) else s for s in rows["split"]], dtype=object)
     ids, y = rows["image_id"].to_numpy(object), rows["label"].to_numpy(object)
+    _refuse_undecodable(y)
     return Samples(X, y, sets, ids, split, blocks, averageable, notes)
 
 
@@ -294,6 +295,19 @@ def _labelled(table: pd.DataFrame, notes: list[str]) -> np.ndarray:
         first = table["image_id"].to_numpy(object)[~known][0]
         notes.append(f"{(~known).sum()} image(s) without a label left out (first: {first!r})")
     return np.asarray(known)
+
+
+def _refuse_undecodable(labels: np.ndarray) -> None:
+    """Refuse names of folders in another encoding before the search, whose tables could not hold them."""
+    for label in {label for label in labels if isinstance(label, str)}:
+        try:
+            label.encode()
+        except UnicodeEncodeError as error:
+            msg = (
+                f"the label {label!r} has bytes that are not UTF-8: rename the folder that it comes from, "
+                f"or pass labels={{{label!r}: 'another name'}}"
+            )
+            raise DataError(msg) from error
 
 
 def _refuse_maps(blocks: Sequence[Block]) -> None:
