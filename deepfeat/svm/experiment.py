@@ -135,7 +135,8 @@ def fit_svm(
     refit : {"auto", "sklearn"}
         What fits the final pipeline on all training rows: the engine, or scikit-learn.
     max_memory : float, optional
-        Bytes that the engine may use for what it computes; half of the machine's memory if None.
+        Bytes that the engine may use for what it computes, beside the features; half of the machine's memory if None.
+        Where they do not suffice, LinearSVC reads rows in blocks, see docs/scaling.md; anything else is refused.
     n_jobs : int, optional
         Threads, each with one BLAS thread; with None or -1 one per core, or fewer where memory would not suffice. With
         ``engine="sklearn"``, processes, as in joblib.

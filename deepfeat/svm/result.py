@@ -57,7 +57,7 @@ class SVMResult:
     scoring : str
         What was maximised to choose the parameters.
     engine : str
-        What solved the problems: "newton", "libsvm on kept kernels" or "sklearn".
+        What solved the problems: "newton", "newton in blocks of rows", "libsvm on kept kernels" or "sklearn".
     warnings : list of str
         What a reader of the numbers should know.
     subsets : pandas.DataFrame or None
