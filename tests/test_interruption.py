@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 import deepfeat
 from deepfeat.interruption import interruptible
 
-SECONDS, N_IMAGES = 120, 96
+SECONDS, AGAIN, N_IMAGES = 120, 10, 96
 
 thorough = pytest.mark.skipif("DEEPFEAT_KILLS" not in os.environ, reason="run by `make test-faults`")
 
@@ -35,15 +36,22 @@ def start(*command, cwd):
 
 
 def interrupt(process, ready):
-    """Send SIGINT to the whole group, as a terminal does, as soon as something is there, and wait for the end."""
+    """Send SIGINT to the whole group, as a terminal does, as soon as something is there, and wait for the end.
+
+    Like a user it is sent again after a while, since Python drops a KeyboardInterrupt that is raised where no exception
+    can be handed on, such as in a destructor or a callback from C.
+    """
     deadline = time.monotonic() + SECONDS
     while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
     try:
-        return process.communicate(timeout=SECONDS)
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=AGAIN)
+        pytest.fail("SIGINT did not end the process")
     finally:
         process.kill()
 
