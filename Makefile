@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/deepfeat demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 test-faults: $(READY)
 	DEEPFEAT_KILLS=200 DEEPFEAT_MUTATIONS=2000 $(BIN)/python -m pytest tests/test_faults.py tests/test_interruption.py

@@ -126,7 +126,11 @@ def save_network(path: Path) -> None:
     from deepfeat.runtimes.keras import keras
 
     keras.utils.set_random_seed(0)
-    convolutions = [keras.layers.Conv2D(width, 3, strides=2, activation="relu") for width in (8, 16)]
+    # Named, since Keras counts the layers of the whole process in its own names.
+    convolutions = [
+        keras.layers.Conv2D(width, 3, strides=2, activation="relu", name=f"conv{number}")
+        for number, width in enumerate((8, 16), 1)
+    ]
     keras.Sequential([keras.Input((EDGE, EDGE, 3)), *convolutions]).save(path)
 
 

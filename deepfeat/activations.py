@@ -47,7 +47,7 @@ def feature_maps(image: str | os.PathLike[str], backbone: str | Backbone) -> dic
     >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
     >>> maps = deepfeat.feature_maps("photos/MEL/mel01.png", mine)
     >>> {name: values.shape for name, values in maps.items()}
-    {'conv2d_1': (7, 7, 16)}
+    {'conv2': (7, 7, 16)}
     """
     chosen = as_backbones(backbone)[0]
     return _feature_maps(_picture(image, chosen), chosen)
