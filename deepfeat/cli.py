@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UsageError as error:
         return _complain(error, 2)
-    except BrokenPipeError:
+    except BrokenPipeError:  # pragma: no cover - in processes of their own
         # Whoever read the output, such as `head`, has enough; nothing more is to be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complete(parser: argparse.ArgumentParser) -> None:
     """Answer a shell that asks what may come next, see `deepfeat completion`; that ends the process."""
-    if "_ARGCOMPLETE" in os.environ:
+    if "_ARGCOMPLETE" in os.environ:  # pragma: no cover - in processes of shells
         import argcomplete
 
         argcomplete.autocomplete(parser)
@@ -999,13 +999,13 @@ def _complete_from(action: argparse.Action, names: Callable[..., list[str]]) -> 
     action.completer = names  # type: ignore[attr-defined]
 
 
-def _networks(**_: Any) -> list[str]:
+def _networks(**_: Any) -> list[str]:  # pragma: no cover - in processes of shells
     import deepfeat
 
     return list(deepfeat.list_backbones().index)
 
 
-def _blocks(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+def _blocks(parsed_args: argparse.Namespace, **_: Any) -> list[str]:  # pragma: no cover - in processes of shells
     """Names of the blocks of the store that the command line has so far."""
     import deepfeat
 

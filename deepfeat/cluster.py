@@ -61,7 +61,7 @@ def clear_failures(client: Client, task: str, outlook: str) -> Iterator[None]:
 
     try:
         yield
-    except KilledWorker as error:
+    except KilledWorker as error:  # pragma: no cover - by `make test-cluster`
         msg = (
             f"the same {task} ended {error.allowed_failures + 1} worker(s), the last one {error.last_worker.address}, "
             f"mostly for lack of memory: see that worker's log, and give each worker more; {outlook}"

@@ -280,7 +280,7 @@ def _open(parcel: Parcel, n_threads: int, address: str) -> tuple[list[LoadedBack
     """Return the networks of a plan, each opened once in a process, and what was warned of."""
     with _lock:
         for job in set(_opened) - set(parcel.jobs):
-            del _opened[job]
+            del _opened[job]  # pragma: no cover - on workers
         for job, name in zip(parcel.jobs, parcel.names, strict=True):
             if job not in _opened:
                 _opened[job] = _load(job, name, parcel.version, n_threads, address)
@@ -289,10 +289,10 @@ def _open(parcel: Parcel, n_threads: int, address: str) -> tuple[list[LoadedBack
 
 
 def _load(job: bytes, name: str, version: str, n_threads: int, address: str) -> tuple[LoadedBackbone, tuple[str, ...]]:
-    if version != __version__:
+    if version != __version__:  # pragma: no cover - on workers
         msg = f"worker {address} has deepfeat {__version__} and the caller {version}: install one version everywhere"
         raise ClusterError(msg)
-    if "tensorflow" not in sys.modules:  # which reads this once
+    if "tensorflow" not in sys.modules:  # pragma: no cover - on workers; TensorFlow reads this once
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(n_threads))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
@@ -300,7 +300,7 @@ def _load(job: bytes, name: str, version: str, n_threads: int, address: str) -> 
         _check_keys(backbone, address)
         _ = backbone.opened
     for other in caught:
-        if not issubclass(other.category, DataWarning):
+        if not issubclass(other.category, DataWarning):  # pragma: no cover - on workers
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     return backbone, tuple(str(w.message) for w in caught if issubclass(w.category, DataWarning))
 
@@ -311,7 +311,7 @@ def _unpickle(job: bytes, name: str, address: str) -> Job:
     try:
         loaded: Job = cloudpickle.loads(job)
     # Loading runs the import of a user's modules.
-    except Exception as error:
+    except Exception as error:  # pragma: no cover - on workers
         msg = (
             f"worker {address} cannot load {name}: {error}. Install the module that it comes from on the workers, or "
             "send it along with cloudpickle.register_pickle_by_value(module)"
@@ -325,13 +325,13 @@ def _check_keys(backbone: LoadedBackbone, address: str) -> None:
     job = backbone.job
     try:
         digest = job.backbone.weights_digest() or model_digest(backbone.build())
-    except OSError as error:
+    except OSError as error:  # pragma: no cover - on workers
         msg = (
             f"worker {address} cannot read the weights of {job.backbone.name} ({error}): it needs the file under the "
             "same path, on a file system that all machines share"
         )
         raise BackboneError(msg) from error
-    if replace(job, weights_digest=digest).keys != job.keys:
+    if replace(job, weights_digest=digest).keys != job.keys:  # pragma: no cover - on workers
         msg = (
             f"worker {address} would compute other features of {job.backbone.name}: its weights are {digest[:23]}…, "
             f"here they are {job.weights_digest[:23]}…; give it the same file, and code that draws weights a seed"

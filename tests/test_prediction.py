@@ -284,6 +284,15 @@ def test_a_keras_file_travels_along(fit, folder, tmp_path):
     np.testing.assert_allclose(found["red"].astype(float), expected["red"].astype(float), atol=1e-4)
 
 
+def test_a_keras_file_that_gives_other_features_is_refused(fit, folder, tmp_path, monkeypatch):
+    file = tmp_path / "mine.keras"
+    small_cnn().build().save(file)
+    _, classifier = fit([deepfeat.load_backbone(file, preprocess="tf")], weights=file, given=[])
+    monkeypatch.setattr(deepfeat.prediction, "matches", lambda backbone, spec: False)
+    with pytest.raises(deepfeat.BackboneError, match="computed with other settings than the network in the file"):
+        classifier.predict(folder)
+
+
 def test_weights_of_a_registered_network_travel_along(fit, folder, tmp_path):
     file = tmp_path / "lite.weights.h5"
     deepfeat.Backbone("EfficientNetLite0", weights=None, seed=3).build().save_weights(file)

@@ -146,6 +146,18 @@ def test_memory_that_is_too_small_even_for_blocks_of_rows():
         deepfeat.fit_svm(problem(3), test=None, max_memory=1000)
 
 
+def test_steps_that_lead_too_far_are_halved(monkeypatch):
+    X, y = problem(2, dtype=np.float64)
+    options = {"test": None, "param_grid": {"C": [1e-2]}, "n_jobs": 1, "max_memory": too_small(X, 2)}
+    expected = deepfeat.fit_svm((X, y), **options)
+    direction = streaming.Stream._newton_direction
+    monkeypatch.setattr(streaming.Stream, "_newton_direction", lambda self, *given: 5 * direction(self, *given))
+    monkeypatch.setattr(streaming, "_PATIENCE", 30)
+    found = deepfeat.fit_svm((X, y), **options)
+    assert found.cv_results["converged"].all()
+    np.testing.assert_allclose(found.pipeline[-1].coef_, expected.pipeline[-1].coef_, atol=1e-3)
+
+
 def test_what_does_not_converge_is_said(monkeypatch):
     monkeypatch.setattr(streaming, "_MAX_STEPS", 1)
     X, y = problem(2)

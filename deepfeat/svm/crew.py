@@ -75,13 +75,13 @@ def _score(
     train: np.ndarray,
     test: np.ndarray,
     candidates: Sequence[Any],
-) -> Any:
+) -> Any:  # pragma: no cover - on workers
     chosen = samples if names == list(samples.blocks) else samples.select(names)
     use = Resources(take_products(_memory()), list(chosen.blocks.values()), 1)
     return score(chosen.X, samples.target, rows[train], rows[test], candidates, use)
 
 
-def _memory() -> float | None:
+def _memory() -> float | None:  # pragma: no cover - on workers
     """Bytes that this worker may use for what it computes, if it has a limit."""
     from distributed import get_worker
 

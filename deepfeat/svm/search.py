@@ -394,7 +394,7 @@ def _score_cell(
     test: np.ndarray,
     candidates: list[dict[str, Any]],
     use: Resources,
-) -> FoldScores:
+) -> FoldScores:  # pragma: no cover - on workers
     return Scores(pipeline, X, y, [(train, test)], scoring, use).score_fold(train, test, candidates, use)
 
 
