@@ -38,7 +38,7 @@ test-oldest:
 	$(PYTHON) .ci/oldest.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 build: $(READY)
 	rm -rf dist
