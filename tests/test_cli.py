@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import deepfeat
-from deepfeat.cli import _parser, main
+from deepfeat.cli import _explain, _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -488,3 +488,9 @@ def test_store_similarity_prints_and_draws(cache, tmp_path, capsys):
     assert (tmp_path / "cka.png").stat().st_size > 1000
     assert main(["store", "similarity", str(cache)]) == 0
     assert "EfficientNetLite0              1.000" in capsys.readouterr().out
+
+
+def test_maps_are_made_by_the_networks_that_are_named():
+    assert _explain(_parser().parse_args(["report", "f.h5", "--maps"])).keywords == {"backbones": None}
+    named = _explain(_parser().parse_args(["report", "f.h5", "--network", "EfficientNetLite0"])).keywords
+    assert [backbone.name for backbone in named["backbones"]] == ["EfficientNetLite0"]

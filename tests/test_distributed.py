@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import cluster_caller
 import numpy as np
@@ -16,8 +17,8 @@ from small_network import small_cnn
 import deepfeat
 from deepfeat import cli, computation, distributed, extraction
 from deepfeat.backbones.network import PREPROCESSINGS, Network
-from deepfeat.cluster import connect
-from deepfeat.distributed import compute_shards
+from deepfeat.cluster import clear_failures, connect
+from deepfeat.distributed import compute_shards, resolve_on_worker
 from deepfeat.errors import BackboneError, ClusterError, DataWarning, ImageError, UsageError
 
 dask_distributed = pytest.importorskip("distributed", reason="NO CLUSTER TESTS: the package distributed is missing")
@@ -331,3 +332,20 @@ def test_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UsageError, match=r"pip install 'deepfeat\[dask\]'"):
         connect("tcp://127.0.0.1:8786")
+
+
+def test_an_error_of_the_work_itself_is_not_taken_for_a_lost_connection():
+    with pytest.raises(RuntimeError, match="mine"), clear_failures(SimpleNamespace(status="running"), "task", "again"):
+        raise RuntimeError("mine")
+
+
+def test_workers_without_deepfeat_are_named(caplog):
+    def fail():
+        raise ImportError("No module named 'deepfeat'")
+
+    nobody = SimpleNamespace(
+        status="running", nthreads=dict, submit=lambda *a, **o: SimpleNamespace(result=fail), asynchronous=False
+    )
+    with pytest.raises(ClusterError, match=r"workers cannot import deepfeat .*: install deepfeat"):
+        resolve_on_worker(nobody, "auto", "auto")
+    assert "the cluster has no workers yet" in caplog.text

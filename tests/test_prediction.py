@@ -272,6 +272,13 @@ def test_an_image_that_cannot_be_read_is_not_explained(fit, tmp_path):
         classifier.explain(tmp_path / "broken.png")
 
 
+def test_of_many_images_one_that_cannot_be_read_is_named(fit, folder, tmp_path):
+    result, _ = fit([cells_backbone()])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(deepfeat.ImageError, match=r"broken\.png"):
+        deepfeat.explain_images(result, [tmp_path / "broken.png"], backbones=[cells_backbone()])
+
+
 def test_a_keras_file_travels_along(fit, folder, tmp_path):
     file = tmp_path / "mine.keras"
     model = small_cnn().build()

@@ -22,6 +22,7 @@ from deepfeat.markup import Markup, element, join
 from deepfeat.report.gallery import hardest_errors
 from deepfeat.report.pictures import load_pictures, make_sheets, overlay, picture_source
 from deepfeat.report.projection import project
+from deepfeat.report.tables import fold_table
 
 
 @pytest.fixture(scope="module")
@@ -533,3 +534,9 @@ def test_colours_of_test_images_survive_jpeg(tmp_path):
     Image.new("RGB", (64, 64), colour_of("x")).save(tmp_path / "x.png")
     [loaded] = load_pictures({"x": str(tmp_path / "x.png")}, ["x"], 64)
     assert loaded.picture.getpixel((5, 5)) == colour_of("x")
+
+
+def test_images_of_a_test_alone_have_no_table_of_folds(melanoma):
+    tested = melanoma.predictions.assign(fold="test")
+    assert fold_table(replace(melanoma, predictions=tested)) is None
+    assert fold_table(melanoma) is not None
