@@ -15,7 +15,7 @@ from deepfeat.backbones import onnx as onnx_backbone
 from deepfeat.backbones.network import PREPROCESSINGS
 from deepfeat.cli import main
 from deepfeat.errors import BackboneError, UsageError
-from deepfeat.runtimes import selection
+from deepfeat.runtimes import openvino, selection
 
 onnx = pytest.importorskip("onnx", reason="the package onnx writes the files of these tests")
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -203,3 +203,13 @@ def test_keras_and_tensorflow_stay_out(tmp_path, photos):
     arguments = [str(tmp_path / "mine.onnx"), str(photos), str(tmp_path / "f.h5")]
     run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+def test_graph_that_openvino_refuses_is_named(tmp_path, monkeypatch):
+    def refuse(network, input_shape):
+        raise RuntimeError("Check failed\nthe batch is fixed inside")
+
+    backbone = deepfeat.load_backbone(write(tmp_path / "tiny.onnx"), preprocess="tf")
+    monkeypatch.setattr(openvino, "_serialize", refuse)
+    with pytest.raises(BackboneError, match=r"cannot run .*tiny\.onnx on batches of images: the batch is fixed inside"):
+        openvino._convert_onnx(backbone, tmp_path / "tiny.onnx")

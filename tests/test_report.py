@@ -22,6 +22,7 @@ from deepfeat.markup import Markup, element, join
 from deepfeat.report.gallery import hardest_errors
 from deepfeat.report.pictures import load_pictures, make_sheets, overlay, picture_source
 from deepfeat.report.projection import project
+from deepfeat.report.sections import _choices
 from deepfeat.report.tables import fold_table
 
 
@@ -540,3 +541,8 @@ def test_images_of_a_test_alone_have_no_table_of_folds(melanoma):
     tested = melanoma.predictions.assign(fold="test")
     assert fold_table(replace(melanoma, predictions=tested)) is None
     assert fold_table(melanoma) is not None
+
+
+def test_choices_of_outer_folds_are_shown_where_there_are_any(melanoma):
+    assert "threshold" in str(_choices(melanoma))
+    assert _choices(replace(melanoma, nested_choices=None)) is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from sklearn.svm import SVC, LinearSVC
 import deepfeat
 from deepfeat.errors import DataError, StoreError, UsageError
 from deepfeat.svm import search
+from deepfeat.svm.sources import choose_sources
 
 C_GRID = {"C": [0.001, 0.01, 0.1]}
 LABELS = ("AK", "MEL", "NV")
@@ -501,3 +503,14 @@ def test_labels_that_are_not_utf8_are_refused_before_the_search_and_can_be_renam
         deepfeat.fit_svm((X, y), cv=2)
     result = deepfeat.fit_svm((X, y), labels={"caf\udce9": "café"}, cv=2, param_grid={"C": [1.0]})
     assert result.classes == ["b", "café"]
+
+
+def test_two_networks_of_one_fold_are_told_apart_by_their_keys():
+    spec = {"backbone": "skin@fold0", "layer": None, "view": "original"}
+    twins = [
+        SimpleNamespace(name="skin@fold0", key=key, spec={**spec, "weights": key}, provenance=object())
+        for key in ("1a", "2b")
+    ]
+    store = SimpleNamespace(path="f.h5", structure=SimpleNamespace(blocks=twins))
+    with pytest.raises(StoreError, match=r"f\.h5 has two blocks 'skin@fold0': name blocks by their keys"):
+        choose_sources(store, "skin@folds", views=True)
