@@ -99,7 +99,7 @@ def test_final_pipeline_is_what_scikit_learn_fits():
         {"param_grid": "auto"},
         {"backbones": "all-subsets"},
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_whatever_is_asked_for_comes_out_as_with_memory(
     options, tmp_path, monkeypatch, build_store, make_spec, make_table
