@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import keras
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Images that are handed on and stored together where no batch size is given.
 CHUNK = 32
@@ -291,7 +293,7 @@ def versions(engine: str) -> dict[str, str]:
     return {"python": platform.python_version(), "deepfeat": __version__, "keras": metadata.version("keras"), **found}
 
 
-def batched(items: Iterable[Wanted], size: int) -> Iterator[list[Wanted]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Cut into lists of a size; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):

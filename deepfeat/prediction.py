@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import tempfile
 import warnings
@@ -19,7 +18,7 @@ from sklearn.pipeline import Pipeline
 from deepfeat.backbones import Backbone, Preprocessing, load_backbone
 from deepfeat.backbones.registry import as_backbones
 from deepfeat.bundle import Bundle, bundle_of, read_bundle
-from deepfeat.computation import CHUNK, build_network, count_cores
+from deepfeat.computation import CHUNK, batched, build_network, count_cores
 from deepfeat.datasets import as_table
 from deepfeat.errors import BackboneError, DataWarning, ImageError, UsageError
 from deepfeat.evaluation import class_scores
@@ -396,9 +395,7 @@ class Classifier:
         wanted = {source.preparation for source in self._sources}
         items = ((row, path, wanted) for row, path in enumerate(paths))
         workers = count_cores()
-        images = iter(stream_images(items, workers=workers, ahead=2 * CHUNK + workers))
-        while batch := list(itertools.islice(images, CHUNK)):
-            yield batch
+        yield from batched(stream_images(items, workers=workers, ahead=2 * CHUNK + workers), CHUNK)
 
     def _features(self, images: Sequence[LoadedImage]) -> np.ndarray:
         return np.concatenate([source.features(images) for source in self._sources], axis=1)

@@ -132,6 +132,7 @@ class Stream:
         # Near the mean of every fold, so that nothing is lost where a feature varies little about a large value.
         self._shift = np.asarray(X[np.flatnonzero(train.any(axis=1))[:BLOCK]], self._dtype).mean(axis=0)
         self.folds = self._scale_folds()
+        self._offset, self._scale = (np.array([getattr(f, name) for f in self.folds]) for name in ("offset", "scale"))
 
     def solve(self, columns: Columns, C: float, start: np.ndarray) -> Solution:
         """Solve all problems for one value of C.
@@ -281,15 +282,15 @@ class Stream:
 
     def _unscaled(self, columns: Columns, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients of the features as they are, and intercepts, from those of scaled features."""
-        offset, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("offset", "scale"))
-        raw = coef[:, :-1] / scale[columns.fold]
-        intercept = coef[:, -1] - (raw * offset[columns.fold]).sum(axis=1)
+        raw = coef[:, :-1] / self._scale[columns.fold]
+        intercept = coef[:, -1] - (raw * self._offset[columns.fold]).sum(axis=1)
         return raw.astype(self._dtype), intercept.astype(self._dtype)
 
     def _scaled(self, columns: Columns, sums: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Weighted sums of scaled rows, from those of the rows as they are and the sums of the weights."""
-        offset, scale = (np.array([getattr(fold, name) for fold in self.folds]) for name in ("offset", "scale"))
-        return np.column_stack([(sums - total[:, None] * offset[columns.fold]) / scale[columns.fold], total])
+        return np.column_stack(
+            [(sums - total[:, None] * self._offset[columns.fold]) / self._scale[columns.fold], total]
+        )
 
     def _scale_folds(self) -> list[Scaled]:
         """Scaling and products for each fold, from those of the rows that are in the same folds."""
