@@ -81,7 +81,7 @@ def fit(path: Path, positive: str | None, max_memory: float) -> dict[str, object
 
         return run
 
-    parts = [(experiment, "load_samples"), (experiment, "make_folds"), (procedure, "streamed_search")]
+    parts = [(experiment, "load_samples"), (experiment, "make_folds"), (procedure, "shared_search")]
     for module, name in [*parts, (experiment, "evaluate_predictions")]:
         setattr(module, name, timed(getattr(module, name)))
     options = {"positive": positive, "test": None, "param_grid": {"C": COSTS}, "max_memory": max_memory}

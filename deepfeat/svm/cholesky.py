@@ -39,10 +39,15 @@ class Factor:
             raise np.linalg.LinAlgError("the matrix is not positive definite")
 
     def solve(self, right: np.ndarray) -> np.ndarray:
-        """Return the inverse of the matrix times a vector of shape (n,)."""
-        n, solution = len(right), right.astype(self._factor.dtype)
+        """Return the inverse of the matrix times a vector of shape (n,), or times each row of an array (m, n)."""
+        n, solution = len(self._factor), right.astype(self._factor.dtype, order="C")
         for transposed in (b"T", b"N"):
-            _call(cython_blas, f"{self._letter}trsv", b"U", transposed, b"N", n, self._factor, n, solution, 1)
+            if right.ndim == 1:
+                _call(cython_blas, f"{self._letter}trsv", b"U", transposed, b"N", n, self._factor, n, solution, 1)
+            else:
+                shape, one = (n, len(right)), np.ones(1, solution.dtype)
+                sides = b"L", b"U", transposed, b"N"
+                _call(cython_blas, f"{self._letter}trsm", *sides, *shape, one, self._factor, n, solution, n)
         return solution
 
 

@@ -16,7 +16,7 @@ from scipy.linalg import solve_triangular
 
 from deepfeat.svm.newton import Problem, State, solve
 from deepfeat.svm.resources import in_threads
-from deepfeat.svm.systems import Rows, Systems
+from deepfeat.svm.systems import Products, Rows, Systems
 
 #: Steps end when the duality gap is below this part of the objective; rounding does not let it be seen further.
 TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-7}
@@ -32,6 +32,22 @@ _LEADING = 64
 
 #: Rows that are turned into float64 at once.
 _CHUNK = 1024
+
+
+class Known(NamedTuple):
+    """What is known of problems before their path is followed.
+
+    Attributes
+    ----------
+    decision : ndarray of shape (n, k), float64, or None
+        Products of the rows with nearly the solutions for the least value of C, of the squared hinge loss.
+    gram : callable, or None
+        Gives nearly the products of the rows with one another, see `deepfeat.svm.systems.Rows`: what is computed with
+        them are preconditioners.
+    """
+
+    decision: np.ndarray | None = None
+    gram: Products | None = None
 
 
 class Path(NamedTuple):
@@ -59,6 +75,7 @@ def solve_path(
     loss: str = "squared_hinge",
     *,
     moment: np.ndarray | None = None,
+    known: Known | None = None,
     n_jobs: int | None = None,
 ) -> Path:
     """Solve k binary problems for each value of C, the least first, each from the solution before.
@@ -74,6 +91,7 @@ def solve_path(
     loss : {"squared_hinge", "hinge"}
     moment : ndarray of shape (p, p), optional
         Rows transposed times rows, where that is known already.
+    known : Known, optional
     n_jobs : int, optional
         Threads, as in joblib; each takes one problem at a time.
 
@@ -82,19 +100,23 @@ def solve_path(
     Path
         In the order of ``values``.
     """
-    n, k = signs.shape
+    (n, k), known = signs.shape, known or Known()
     if rows.size <= _SMALL and rows.dtype != np.float64:
         rows, moment = rows.astype(np.float64), None
-    turn = _Compression(rows) if rows.shape[1] > n else _Reflection(rows, moment)
+    turn = _Compression(rows) if rows.shape[1] > n else _Reflection(rows, moment, known.gram)
     coef = np.empty((len(values), k, turn.shared.rows.shape[1]))
     dual, steps = np.empty((len(values), k, n)), np.zeros((len(values), k), int)
 
     def follow(column: int) -> None:
         state, systems, before = State(n, coef.shape[2]), Systems(turn.shared), 0.0
         problem = Problem(turn.shared.rows, signs[:, column], costs[:, column], loss)
+        if known.decision is not None:
+            state.resume(problem, float(min(values)), known.decision[:, column])
         for place in np.argsort(values, kind="stable"):
             C = float(values[place])
-            steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[rows.dtype])
+            # What is known was found to a smaller gap than the precision of the rows lets one see here.
+            if before or state.gap > CONVERGED:
+                steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[rows.dtype])
             coef[place, column], dual[place, column] = state.w, state.u
             before = C
 
@@ -143,14 +165,14 @@ class _Reflection:
     diagonal (Higham 2002, Accuracy and Stability of Numerical Algorithms, theorem 10.6).
     """
 
-    def __init__(self, rows: np.ndarray, moment: np.ndarray | None) -> None:
+    def __init__(self, rows: np.ndarray, moment: np.ndarray | None, gram: Products | None = None) -> None:
         moment = rows.T @ rows if moment is None else moment
         basis = _leading_directions(moment, min(_LEADING, len(moment)))
         left, _, right = np.linalg.svd(basis[: basis.shape[1]])
         # Turned within its span, the basis differs from the first coordinates by what one reflection undoes.
         self._normals = basis @ (left @ right).T - np.eye(*basis.shape)
         self._twice = 2 * np.linalg.pinv(self._normals, rcond=1e-8)
-        self.shared = Rows(self.back(rows), self.back(self.back(moment).T))
+        self.shared = Rows(self.back(rows), self.back(self.back(moment).T), gram)
 
     def back(self, rows: np.ndarray) -> np.ndarray:
         """Reflect rows or coefficients, of shape (n, p); twice makes what was."""

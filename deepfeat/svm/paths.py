@@ -20,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from deepfeat.fusion import LateFusionClassifier, ViewsClassifier, slice_columns
 from deepfeat.svm.gram import Block, split_columns
-from deepfeat.svm.linear_path import CONVERGED, solve_path
+from deepfeat.svm.linear_path import CONVERGED, Known, solve_path
 from deepfeat.svm.resources import Resources, in_threads
 
 Candidate = Mapping[str, Any]
@@ -50,7 +50,12 @@ class FittedPath(Protocol):
 
 
 def fit_path(
-    estimator: Any, X: np.ndarray, y: np.ndarray, candidates: Sequence[Candidate], use: Resources
+    estimator: Any,
+    X: np.ndarray,
+    y: np.ndarray,
+    candidates: Sequence[Candidate],
+    use: Resources,
+    known: Known | None = None,
 ) -> FittedPath:
     """Fit an estimator for all candidates.
 
@@ -63,28 +68,39 @@ def fit_path(
     candidates : sequence of mappings
         "C", "class_weight" and, for SVC, "gamma".
     use : Resources
+    known : Known, optional
+        For scaling and LinearSVC, with candidates of one class weight.
 
     Returns
     -------
     FittedPath
     """
+    given = () if known is None else (known,)
     for kind, path in _PATHS.items():
         if isinstance(estimator, kind):
-            fitted: FittedPath = path(estimator, X, y, candidates, use)
+            fitted: FittedPath = path(estimator, X, y, candidates, use, *given)
             return fitted
     msg = f"{type(estimator).__name__} has no path"
     raise TypeError(msg)
 
 
 class _PipelinePath:
-    def __init__(self, pipeline: Pipeline, X: Any, y: Any, candidates: Sequence[Candidate], use: Resources) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        X: Any,
+        y: Any,
+        candidates: Sequence[Candidate],
+        use: Resources,
+        known: Known | None = None,
+    ) -> None:
         self._steps = []
         for name, step in pipeline.steps[:-1]:
             fitted = clone(step).fit(X, y)
             X = fitted.transform(X)
             self._steps.append((name, fitted))
         self._last, estimator = pipeline.steps[-1]
-        self._path = fit_path(estimator, X, y, candidates, use)
+        self._path = fit_path(estimator, X, y, candidates, use, known)
         self.gaps, self.converged = self._path.gaps, self._path.converged
 
     def decision(self, X: np.ndarray) -> np.ndarray:
@@ -154,7 +170,15 @@ class _ViewsPath:
 class _LinearPath:
     """LinearSVC, by Newton's method along the values of C, for each class weight."""
 
-    def __init__(self, svm: LinearSVC, X: Any, y: Any, candidates: Sequence[Candidate], use: Resources) -> None:
+    def __init__(
+        self,
+        svm: LinearSVC,
+        X: Any,
+        y: Any,
+        candidates: Sequence[Candidate],
+        use: Resources,
+        known: Known | None = None,
+    ) -> None:
         self._svm, self._candidates = svm, candidates
         self._classes, codes = np.unique(y, return_inverse=True)
         k = 1 if len(self._classes) == 2 else len(self._classes)
@@ -167,7 +191,7 @@ class _LinearPath:
         for weight, some in by_weight(candidates):
             signs, costs = one_against_the_rest(codes, len(self._classes), self._weights(weight, y))
             values = [candidates[i]["C"] for i in some]
-            path = solve_path(rows, signs, costs, values, svm.loss, moment=moment, n_jobs=use.n_jobs)
+            path = solve_path(rows, signs, costs, values, svm.loss, moment=moment, known=known, n_jobs=use.n_jobs)
             self._coef[some], self.gaps[some] = path.coef, path.gap.max(axis=1)
             self._steps[some] = path.steps.max(axis=1)
         self.converged = self.gaps <= CONVERGED

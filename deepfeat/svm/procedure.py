@@ -25,7 +25,7 @@ from deepfeat.svm.resources import Resources, Size, count_threads, fits_memory, 
 from deepfeat.svm.samples import Samples
 from deepfeat.svm.search import Search, exact_search, grid_search, make_grid, make_pipeline
 from deepfeat.svm.selection import choose_blocks, is_choice
-from deepfeat.svm.streamed import can_stream, streamed_search
+from deepfeat.svm.shared import can_stream, pays_to_share, shared_search
 
 
 class Outcome(NamedTuple):
@@ -148,8 +148,13 @@ class Procedure:
         use = Resources(take_products(self.max_memory), widths, n_threads, elsewhere)
         extend = isinstance(self.param_grid, str)
         if streamed:
-            return streamed_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)
+            return shared_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)
         X = samples.X[rows]
+        if self.crew is None and can_stream(pipeline) and pays_to_share(*X.shape):
+            everything = np.arange(len(y))
+            return shared_search(
+                pipeline, grid, X, y, everything, folds, self.scoring, use, extend=extend, refit=self.refit
+            )
         return exact_search(pipeline, grid, X, y, folds, self.scoring, use, extend=extend, refit=self.refit)
 
     def _plan(self, pipeline: Pipeline, samples: Samples, n_rows: int, n_folds: int) -> tuple[bool, int]:

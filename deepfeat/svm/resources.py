@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from deepfeat.errors import UsageError
 from deepfeat.svm.gram import Products
+from deepfeat.svm.systems import remembered
 
 T = TypeVar("T")
 
@@ -80,9 +81,16 @@ class Size(NamedTuple):
     n_classes: int
 
     def linear(self) -> Needs:
-        """Bytes for LinearSVC: rows scaled, with the intercept, and turned; products of columns, copies, factors."""
-        rows, square = 3 * self.n * self.d * self.itemsize, min(self.n, self.d) ** 2 * self.itemsize
-        return Needs(0, rows + 4 * square) if self.n_classes == 2 else Needs(rows + square, 3 * square)
+        """Bytes for LinearSVC: rows scaled, with the intercept, and turned; products of columns, copies, factors.
+
+        And a copy of the rows for the passes that are shared, with products of columns in both precisions and factors,
+        and products of rows.
+        """
+        rows, square = self.n * self.d * self.itemsize, min(self.n, self.d) ** 2 * self.itemsize
+        shared = rows + 6 * square + remembered(self.n, self.d) ** 2 * self.itemsize
+        if self.n_classes == 2:
+            return Needs(shared, 3 * rows + 4 * square)
+        return Needs(shared + 3 * rows + square, 3 * square)
 
     def kernel(self) -> Needs:
         """Bytes for SVC: squared distances or products, the kernel in float64, and the features."""
@@ -90,9 +98,9 @@ class Size(NamedTuple):
         return Needs(0, needed) if self.n_classes == 2 else Needs(needed, 0)
 
     def streamed(self, n_folds: int) -> Needs:
-        """Bytes for LinearSVC in blocks of rows: decision values twice, products of columns, their eigenvectors."""
+        """Bytes for LinearSVC in blocks of rows: decision values and weights twice, products of columns, factors."""
         problems, square = n_folds * (1 if self.n_classes == 2 else self.n_classes), (self.d + 1) ** 2
-        return Needs(8 * self.n * problems + 24 * square * n_folds, 4 * square)
+        return Needs(16 * self.n * problems + 32 * square, 4 * square)
 
 
 def fits_memory(needs: Needs, max_memory: float | None) -> bool:

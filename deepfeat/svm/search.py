@@ -24,6 +24,7 @@ from deepfeat.errors import UsageError
 from deepfeat.evaluation import class_scores
 from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier, ViewsClassifier
 from deepfeat.splits import Fold
+from deepfeat.svm.linear_path import Known
 from deepfeat.svm.paths import fit_path
 from deepfeat.svm.resources import Resources, in_threads
 
@@ -254,14 +255,21 @@ def exact_search(
     """
     scores = (Scores if use.elsewhere is None else _SpreadScores)(pipeline, X, y, folds, scoring, use)
     best, grid = scores.search(grid, extend=extend)
-    path = None if refit == "sklearn" else fit_path(pipeline, X, y, [best], use)
-    if path is not None and path.converged.all():
-        fitted = path.estimator(0)
-    else:
-        prefix = svm_prefix(pipeline)
-        fitted = clone(pipeline).set_params(**{prefix + name: value for name, value in best.items()}).fit(X, y)
+    fitted = fit_best(pipeline, X, y, best, use, refit)
     engine = ENGINES[type(find_svm(pipeline))]
     return Search(fitted, best, scores.table(grid), engine, scores.out_of_fold())
+
+
+def fit_best(
+    pipeline: Pipeline, X: np.ndarray, y: np.ndarray, best: Mapping[str, Any], use: Resources, refit: str
+) -> Pipeline:
+    """Fit a pipeline on all rows, by the engine or as `exact_search` says."""
+    path = None if refit == "sklearn" else fit_path(pipeline, X, y, [best], use)
+    if path is not None and path.converged.all():
+        fitted: Pipeline = path.estimator(0)
+        return fitted
+    prefix = svm_prefix(pipeline)
+    return clone(pipeline).set_params(**{prefix + name: value for name, value in best.items()}).fit(X, y)
 
 
 class Scores:
@@ -318,17 +326,29 @@ class Scores:
         self._outcomes += [list(cell) for cell in zip(*outcomes, strict=True)]
 
     def _score_folds(self, candidates: list[dict[str, Any]]) -> list[FoldScores]:
+        return self._score_paths(candidates)
+
+    def _score_paths(self, candidates: list[dict[str, Any]], known: Sequence[Known] | None = None) -> list[FoldScores]:
+        """Score every fold by a path, with what is known of each."""
         # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
         binary = len(np.unique(self._y)) == 2
         use = replace(self._use, n_jobs=1) if binary else self._use
-        folds = (partial(self.score_fold, train, test, candidates, use) for train, test in self._folds)
+        folds = (
+            partial(self.score_fold, *fold, candidates, use, None if known is None else known[number])
+            for number, fold in enumerate(self._folds)
+        )
         return in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
 
     def score_fold(
-        self, train: np.ndarray, test: np.ndarray, candidates: list[dict[str, Any]], use: Resources
+        self,
+        train: np.ndarray,
+        test: np.ndarray,
+        candidates: list[dict[str, Any]],
+        use: Resources,
+        known: Known | None = None,
     ) -> FoldScores:
         """Fit all candidates on a fold's training part and score them on its test part."""
-        path = fit_path(self._pipeline, self._take(train), self._y[train], candidates, use)
+        path = fit_path(self._pipeline, self._take(train), self._y[train], candidates, use, known)
         classes = np.unique(self._y[train])
         outcomes = [(classes[path.choose(decision)], decision) for decision in path.decision(self._take(test))]
         scores = [self.score(test, classes, *cell, partial(path.estimator, i)) for i, cell in enumerate(outcomes)]

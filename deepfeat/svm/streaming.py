@@ -1,24 +1,32 @@
-"""LinearSVC on more rows than the engine has memory for: passes over blocks of rows, which are never copied.
+"""LinearSVC for all folds and classes at once, by passes over rows that all of them share.
 
-The problem is that of `deepfeat.svm.newton` with the squared hinge loss, and so is the method, but no matrix as large
-as the features is made: features are scaled by scaling coefficients, and each Newton system is solved nearly, by
+The problem is that of `deepfeat.svm.newton` with the squared hinge loss, and so is the method, but no matrix is made
+for a problem: features are scaled by scaling coefficients, and each Newton system is solved nearly, by
 conjugate gradients, of which every step is one pass over the rows (Keerthi and DeCoste 2005, A modified finite Newton
 method for fast solution of large scale linear SVMs, JMLR 6). The preconditioner is the Hessian that there would be if
-all rows of a fold were active to the same degree. It is the same for all classes and values of C but for a factor, and
-needs only the eigenvectors of the fold's products of columns, which one pass makes for all folds. All folds and classes
-share every pass, each from its solution for the value of C before.
+all rows of all folds were active to the same degree: one matrix for all problems, of which a factor is made for each
+order of magnitude of C. All folds and classes share every pass, each from its solution for the value of C before.
+
+That serves rows for which the engine has no memory, since they are read in blocks and never copied; and values of C so
+small that the preconditioner is a good one, whatever the number of rows.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from deepfeat.svm.resources import in_threads
+from deepfeat.svm.cholesky import Factor
+from deepfeat.svm.systems import factorise, scaled
 
 #: Rows of a block; sums over a block are in the precision of the features, sums of blocks in float64.
 BLOCK = 2048
@@ -30,7 +38,7 @@ TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-8}
 _MAX_STEPS, _PATIENCE = 50, 3
 
 #: A Newton system is solved to this part of its right side, with so many passes at most.
-_FORCING, _MAX_PASSES = 0.05, 40
+_FORCING, _MAX_PASSES = 0.05, 80
 
 #: Shortest part of a step that is tried; and the part of the objective that is rounding, in units of it.
 _SHORTEST, _ROUNDING = 1e-3, 8
@@ -38,20 +46,20 @@ _SHORTEST, _ROUNDING = 1e-3, 8
 #: Blocks with fewer active rows than this part leave the others out.
 _FEW = 0.5
 
+#: Rounding of a factor, relative to its smallest eigenvalue, above which it is made in float64.
+_ROUGH = 0.1
+
 
 class Scaled(NamedTuple):
-    """Scaling and products of the training rows of one fold.
+    """Scaling of the training rows of one fold.
 
     Attributes
     ----------
     n : int
         Training rows.
     offset, mean, variance, scale : ndarray of shape (d,), float64
-        The offset is the mean of rows as they are read, which are shifted. Scale is 1 for a constant column, as in
-        scikit-learn's StandardScaler.
-    spectrum : ndarray of shape (d + 1,), float64
-    basis : ndarray of shape (d + 1, d + 1), float64
-        Mean of x xᵀ over scaled rows x that end in a one: eigenvalues, and eigenvectors in columns.
+        The offset is the mean of rows as they are read, which are shifted and have a unit. Scale is 1 for a constant
+        column, as in scikit-learn's StandardScaler.
     """
 
     n: int
@@ -59,8 +67,6 @@ class Scaled(NamedTuple):
     mean: np.ndarray
     variance: np.ndarray
     scale: np.ndarray
-    spectrum: np.ndarray
-    basis: np.ndarray
 
 
 class Solution(NamedTuple):
@@ -109,6 +115,15 @@ class _Point(NamedTuple):
     gradient: np.ndarray
     objective: np.ndarray
     gap: np.ndarray
+    #: Sum of the costs of the active rows.
+    active: np.ndarray
+
+
+class _Rows(NamedTuple):
+    """What a pass tells of every row: decision values, and the costs of those that are active; of shape (n, m)."""
+
+    decision: np.ndarray
+    weights: np.ndarray
 
 
 class Stream:
@@ -123,16 +138,27 @@ class Stream:
     train : ndarray of shape (n, n_folds), bool
         Training rows of each fold.
     n_threads : int
+    keep : bool
+        Whether there is memory for a copy of the rows, which saves time in every pass.
     """
 
-    def __init__(self, X: np.ndarray, codes: np.ndarray, train: np.ndarray, n_threads: int) -> None:
+    def __init__(
+        self, X: np.ndarray, codes: np.ndarray, train: np.ndarray, n_threads: int, *, keep: bool = False
+    ) -> None:
         self._X, self._codes, self._train, self._n_threads = X, codes, train, n_threads
         self._dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
         self._rounding = _ROUNDING * float(np.finfo(self._dtype.type).eps)
         # Near the mean of every fold, so that nothing is lost where a feature varies little about a large value.
         self._shift = np.asarray(X[np.flatnonzero(train.any(axis=1))[:BLOCK]], self._dtype).mean(axis=0)
-        self.folds = self._scale_folds()
-        self._offset, self._scale = (np.array([getattr(f, name) for f in self.folds]) for name in ("offset", "scale"))
+        self._unit = np.ones(X.shape[1], self._dtype)
+        self._kept: np.ndarray | None = None
+        with self._threads():
+            if keep:
+                self._keep_rows(self._scale_folds()[1])
+            self.folds, everything = self._scale_folds()
+            self._curvature = _Curvature(self._mean_product(everything))
+        self._offset = np.array([fold.offset for fold in self.folds])
+        self._scale = np.array([fold.scale for fold in self.folds]) / self._unit
 
     def solve(self, columns: Columns, C: float, start: np.ndarray) -> Solution:
         """Solve all problems for one value of C.
@@ -148,28 +174,33 @@ class Stream:
         -------
         Solution
         """
-        point, decision = self._evaluate(columns, C, start.copy())
+        with self._threads():
+            return self._solve(columns, C, start)
+
+    def _solve(self, columns: Columns, C: float, start: np.ndarray) -> Solution:
+        point, rows = self._evaluate(columns, C, start.copy())
         steps, waited = np.zeros(len(start), int), np.zeros(len(start), int)
         for _ in range(_MAX_STEPS):
             live = np.flatnonzero((point.gap > TOLERANCE[self._dtype]) & (waited < _PATIENCE))
             if not len(live):
                 break
             here = _Point(*(part[live] for part in point))
-            found, values = self._step(columns.take(live), C, here, decision[:, live])
+            found, values = self._step(columns.take(live), C, here, rows.weights[:, live])
             steps[live] += 1
             waited[live] = np.where(found.gap < 0.5 * here.gap, 0, waited[live] + 1)
             falls = found.objective < here.objective * (1 - self._rounding)
             better = falls | (found.gap < here.gap)
             for old, new in zip(point, found, strict=True):
                 old[live[better]] = new[better]
-            decision[:, live[better]] = values[:, better]
+            for old, new in zip(rows, values, strict=True):
+                old[:, live[better]] = new[:, better]
             # What is no better is rounding.
             waited[live[~better]] = _PATIENCE
-        return Solution(point.coef, decision, point.gap, steps)
+        return Solution(point.coef, rows.decision, point.gap, steps)
 
-    def _step(self, columns: Columns, C: float, here: _Point, decision: np.ndarray) -> tuple[_Point, np.ndarray]:
+    def _step(self, columns: Columns, C: float, here: _Point, weights: np.ndarray) -> tuple[_Point, _Rows]:
         """Go one Newton step, or the half, a quarter and so on of it where the objective would rise."""
-        direction = self._newton_direction(columns, C, here, decision)
+        direction = self._newton_direction(columns, C, here, weights)
         length = np.ones(len(direction))
         while True:
             found, values = self._evaluate(columns, C, here.coef + length[:, None] * direction)
@@ -178,97 +209,126 @@ class Stream:
                 return found, values
             length[rises] /= 2
 
-    def _newton_direction(self, columns: Columns, C: float, here: _Point, decision: np.ndarray) -> np.ndarray:
+    def _newton_direction(self, columns: Columns, C: float, here: _Point, weights: np.ndarray) -> np.ndarray:
         """Solve the Newton systems nearly, by preconditioned conjugate gradients that share their passes."""
-        solve = self._preconditioner(columns, C, decision)
-        x, r = np.zeros_like(here.gradient), -here.gradient
-        z = solve(r)
-        q, product = z.copy(), (r * z).sum(axis=1)
+        x, where, scale = np.zeros_like(here.gradient), np.arange(len(here.gradient)), 2 * C * here.active
+        r = -here.gradient
+        q = self._precondition(scale, r)
+        product = (r * q).sum(axis=1)
         goal = _FORCING**2 * product
         for _ in range(_MAX_PASSES):
             going = product > goal
             if not going.any():
                 break
-            image = q + self._multiply(columns, C, q, decision)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                length = np.where(going, product / (q * image).sum(axis=1), 0)[:, None]
-            x += length * q
+            if not going.all():
+                columns, weights, where = columns.take(going), weights[:, going], where[going]
+                scale, r, q, product, goal = (part[going] for part in (scale, r, q, product, goal))
+            image = q + self._multiply(columns, C, q, weights)
+            length = (product / (q * image).sum(axis=1))[:, None]
+            x[where] += length * q
             r -= length * image
-            z = solve(r)
-            before, product = product, np.where(going, (r * z).sum(axis=1), product)
-            q = np.where(going[:, None], z + (product / before)[:, None] * q, q)
+            z = self._precondition(scale, r)
+            before, product = product, (r * z).sum(axis=1)
+            q = z + (product / before)[:, None] * q
         return x
 
-    def _preconditioner(self, columns: Columns, C: float, decision: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        weight = 2 * C * self._sweep(partial(self._active_weight, columns, decision))[0]
+    def _precondition(self, scale: np.ndarray, r: np.ndarray) -> np.ndarray:
+        z = np.empty_like(r)
+        powers = np.rint(np.log2(np.maximum(scale, np.finfo(float).tiny))).astype(int)
+        groups = [np.flatnonzero(powers == power) for power in np.unique(powers)]
+        self._curvature.prepare([int(powers[group[0]]) for group in groups], self._map)
+        parts = [part for group in groups for part in np.array_split(group, self._n_threads) if len(part)]
 
-        def solve(r: np.ndarray) -> np.ndarray:
-            z = np.empty_like(r)
-            for fold in np.unique(columns.fold):
-                mine, known = columns.fold == fold, self.folds[fold]
-                z[mine] = (r[mine] @ known.basis) / (1 + weight[mine, None] * known.spectrum) @ known.basis.T
-            return z
+        def solve(part: np.ndarray) -> None:
+            z[part] = self._curvature.factor(int(powers[part[0]])).solve(r[part])
 
-        return solve
+        self._map(solve, parts)
+        return z
 
     # Passes over the rows.
 
-    def _evaluate(self, columns: Columns, C: float, coef: np.ndarray) -> tuple[_Point, np.ndarray]:
-        decision = np.empty((len(self._X), len(coef)), self._dtype)
-        work = partial(self._losses, columns, *self._unscaled(columns, coef), decision)
-        sums, total, linear, squares = self._sweep(work)
+    def _evaluate(self, columns: Columns, C: float, coef: np.ndarray) -> tuple[_Point, _Rows]:
+        rows = _Rows(*(np.empty((len(self._X), len(coef)), self._dtype) for _ in _Rows._fields))
+        work = partial(self._losses, columns, *self._unscaled(columns, coef), rows)
+        sums, total, linear, squares, active = self._sweep(work)
         v = 2 * C * self._scaled(columns, sums, total)
         quadratic = 0.5 * (coef * coef).sum(axis=1)
         objective = quadratic + C * squares
         bound = 2 * C * linear - 0.5 * (v * v).sum(axis=1) - C * squares
-        return _Point(coef, coef - v, objective, (objective - bound) / objective), decision
+        return _Point(coef, coef - v, objective, (objective - bound) / objective, active), rows
 
     def _losses(
-        self, columns: Columns, coef: np.ndarray, intercept: np.ndarray, decision: np.ndarray, part: slice
+        self, columns: Columns, coef: np.ndarray, intercept: np.ndarray, found: _Rows, part: slice
     ) -> tuple[np.ndarray, ...]:
         rows, (signs, costs) = self._rows(part), self._of_rows(columns, part)
         f = rows @ coef.T + intercept
-        decision[part] = f
+        found.decision[part] = f
         excess = np.maximum(1 - signs * f, 0)
+        found.weights[part] = np.where(excess > 0, costs, 0)
         costs *= excess
         signs *= costs
-        return signs.T @ rows, *(np.sum(part, axis=0, dtype=np.float64) for part in (signs, costs, costs * excess))
+        sums = (signs, costs, costs * excess, found.weights[part])
+        return signs.T @ rows, *(np.sum(each, axis=0, dtype=np.float64) for each in sums)
 
-    def _multiply(self, columns: Columns, C: float, q: np.ndarray, decision: np.ndarray) -> np.ndarray:
+    def _multiply(self, columns: Columns, C: float, q: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Products of the Hessians, less the identity, with one vector each."""
-        work = partial(self._curvature, columns, *self._unscaled(columns, q), decision)
+        work = partial(self._products, *self._unscaled(columns, q), weights)
         return 2 * C * self._scaled(columns, *self._sweep(work))
 
-    def _curvature(
-        self, columns: Columns, coef: np.ndarray, intercept: np.ndarray, decision: np.ndarray, part: slice
+    def _products(
+        self, coef: np.ndarray, intercept: np.ndarray, weights: np.ndarray, part: slice
     ) -> tuple[np.ndarray, ...]:
-        rows, (signs, costs) = self._rows(part), self._of_rows(columns, part)
-        costs *= signs * decision[part] < 1
+        rows, costs = self._rows(part), weights[part]
         some = costs.any(axis=1)
         if some.mean() < _FEW:
             rows, costs = rows[some], costs[some]
-        costs *= rows @ coef.T + intercept
-        return costs.T @ rows, costs.sum(axis=0, dtype=np.float64)
-
-    def _active_weight(self, columns: Columns, decision: np.ndarray, part: slice) -> tuple[np.ndarray, ...]:
-        signs, costs = self._of_rows(columns, part)
-        return (costs.sum(axis=0, where=signs * decision[part] < 1),)
+        values = rows @ coef.T
+        values += intercept
+        values *= costs
+        return values.T @ rows, values.sum(axis=0, dtype=np.float64)
 
     def _sweep(self, work: Callable[[slice], tuple[np.ndarray, ...]]) -> list[np.ndarray]:
         """Sum what a function makes of each block of rows, in float64."""
-        starts = np.array_split(np.arange(0, len(self._X), BLOCK), self._n_threads)
+        n_blocks = self._n_threads * math.ceil(len(self._X) / (BLOCK * self._n_threads))
+        edges = np.linspace(0, len(self._X), n_blocks + 1).astype(int)
+        blocks = [slice(*pair) for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
 
-        def run(some: np.ndarray) -> list[np.ndarray]:
+        def run(some: Sequence[slice]) -> list[np.ndarray]:
             sums: list[np.ndarray] = []
-            for start in some:
-                parts = [np.asarray(p, np.float64) for p in work(slice(start, start + BLOCK))]
+            for block in some:
+                parts = [np.asarray(p, np.float64) for p in work(block)]
                 sums = [s + p for s, p in zip(sums, parts, strict=True)] if sums else parts
             return sums
 
-        found = in_threads((partial(run, some) for some in starts if len(some)), self._n_threads)
+        shares = [blocks[first :: self._n_threads] for first in range(self._n_threads)]
+        found = self._map(run, [share for share in shares if share])
         return [np.sum(parts, axis=0) for parts in zip(*found, strict=True)]
 
+    def _map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Call a function of each item, in threads where there are several."""
+        return [function(items[0])] if len(items) == 1 else list(self._pool.map(function, items))
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(self._n_threads) as self._pool:
+            yield
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows that are kept, scaled together."""
+        assert self._kept is not None
+        return self._kept
+
+    def _keep_rows(self, scaling: Scaled) -> None:
+        self._unit = scaling.scale.astype(self._dtype)
+        kept = np.empty(self._X.shape, self._dtype)
+        self._sweep(lambda part: (np.divide(self._rows(part), self._unit, out=kept[part])[:0],))
+        self._kept = kept
+
     def _rows(self, part: slice) -> np.ndarray:
+        if self._kept is not None:
+            kept: np.ndarray = self._kept[part]
+            return kept
         rows: np.ndarray = np.subtract(self._X[part], self._shift, dtype=self._dtype)
         return rows
 
@@ -292,40 +352,73 @@ class Stream:
             [(sums - total[:, None] * self._offset[columns.fold]) / self._scale[columns.fold], total]
         )
 
-    def _scale_folds(self) -> list[Scaled]:
-        """Scaling and products for each fold, from those of the rows that are in the same folds."""
-        patterns, pattern = np.unique(self._train, axis=0, return_inverse=True)
-        width, lock = self._X.shape[1] + 1, threading.Lock()
-        sums = np.zeros((len(patterns), width, width))
+    def _scale_folds(self) -> tuple[list[Scaled], Scaled]:
+        """Scaling for each fold, and for all of their rows together."""
+        within = np.column_stack([self._train, self._train.any(axis=1)])
 
         def add(part: slice) -> tuple[np.ndarray, ...]:
-            here = pattern.ravel()[part]
-            rows = np.column_stack([self._rows(part), np.ones(len(here), self._dtype)])
-            for number in np.unique(here):
-                some = rows[here == number]
-                moment = some.T @ some
-                with lock:
-                    sums[number] += moment
+            rows, inside = self._rows(part).astype(np.float64), within[part].T.astype(np.float64)
+            return inside.sum(axis=1), inside @ rows, inside @ (rows * rows)
+
+        counts, sums, squares = self._sweep(add)
+        parts = zip(counts, sums, squares, strict=True)
+        *folds, everything = (_describe(*part, self._shift, self._unit) for part in parts)
+        return folds, everything
+
+    def _mean_product(self, scaling: Scaled) -> np.ndarray:
+        """Mean of x xᵀ over all training rows x, scaled together and ending in a one; of shape (d + 1, d + 1)."""
+        d, lock = self._X.shape[1], threading.Lock()
+        mean = np.zeros((d + 1, d + 1))
+
+        def add(part: slice) -> tuple[np.ndarray, ...]:
+            rows = self._rows(part)[self._train[part].any(axis=1)]
+            rows = ((rows - scaling.offset) / (scaling.scale / self._unit)).astype(self._dtype)
+            product = rows.T @ rows
+            with lock:
+                mean[:d, :d] += product / scaling.n
             return ()
 
         self._sweep(add)
-        moments = (sums[within].sum(axis=0) for within in patterns.T)
-        return in_threads((partial(_describe, moment, self._shift) for moment in moments), self._n_threads)
+        mean[d, d] = 1
+        return mean
 
 
-def _describe(moment: np.ndarray, shift: np.ndarray) -> Scaled:
-    """Scaling and scaled products from those of rows that are shifted and end in a one."""
-    n = round(moment[-1, -1])
-    off = moment[:-1, -1] / n
-    mean = off + shift
-    centred = moment[:-1, :-1] - n * np.outer(off, off)
-    variance = np.maximum(centred.diagonal() / n, 0)
+class _Curvature:
+    """Factors of I + scale * mean product, for a scale of any power of two.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (p, p), float64
+    """
+
+    def __init__(self, mean: np.ndarray) -> None:
+        self._mean, self._single = mean, mean.astype(np.float32)
+        self._largest = float(np.abs(mean).sum(axis=1).max())
+        self._factors: dict[int, Factor] = {}
+
+    def prepare(self, powers: Sequence[int], apply: Callable[[Any, Any], Any]) -> None:
+        """Make factors that are not there yet, and forget those that are not wanted."""
+        missing = [power for power in powers if power not in self._factors]
+        if missing:
+            kept = {power: self._factors[power] for power in powers if power in self._factors}
+            self._factors = kept | dict(zip(missing, apply(self._make, missing), strict=True))
+
+    def factor(self, power: int) -> Factor:
+        """Return a factor that has been prepared."""
+        return self._factors[power]
+
+    def _make(self, power: int) -> Factor:
+        rough = 2.0**power * self._largest * float(np.finfo(np.float32).eps) > _ROUGH
+        return factorise(partial(scaled, self._mean if rough else self._single, 2.0**power), 1.0)
+
+
+def _describe(n: float, sums: np.ndarray, squares: np.ndarray, shift: np.ndarray, unit: np.ndarray) -> Scaled:
+    """Scaling from the number, sums and sums of squares of rows that are shifted, and in some unit."""
+    off, unit = sums / n, unit.astype(np.float64)
+    mean = off * unit + shift
+    variance = np.maximum(squares / n - off * off, 0) * unit**2
     constant = np.sqrt(variance) <= 10 * np.finfo(np.float32).eps * np.abs(mean)
-    scale = np.where(constant, 1.0, np.sqrt(variance))
-    scaled = np.zeros_like(moment)
-    scaled[:-1, :-1] = centred / np.outer(scale, scale)
-    scaled[-1, -1] = n
-    return Scaled(n, off, mean, variance, scale, *np.linalg.eigh(scaled / n))
+    return Scaled(round(n), off, mean, variance, np.where(constant, 1.0, np.sqrt(variance)))
 
 
 def make_columns(signs: np.ndarray, costs: Sequence[np.ndarray]) -> Columns:

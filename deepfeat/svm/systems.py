@@ -30,12 +30,15 @@ _HOPE = 1.3
 _FEW = 1.25
 
 #: Rows whose products with one another are remembered, as a multiple of the coefficients.
-_REMEMBERED = 3
+_REMEMBERED = 4
 
 #: Part of the active rows that a kept factor must have been made with, and part of all rows that counts as nearly all.
 _KNOWN, _NEARLY_ALL = 0.9, 0.9
 
 Apply = Callable[[np.ndarray], np.ndarray]
+
+#: Products of rows with one another, of shape (m, m), for the numbers of m rows.
+Products = Callable[[np.ndarray], np.ndarray]
 
 
 class Rows:
@@ -46,14 +49,14 @@ class Rows:
     rows : ndarray of shape (n, p), float32 or float64
     moment : ndarray of shape (p, p)
         Rows transposed times rows.
-    gram : Gram
-        Products of rows with one another.
+    gram : callable
+        Makes a new array of the products of some rows, given by their numbers, with one another.
     """
 
-    def __init__(self, rows: np.ndarray, moment: np.ndarray | None = None) -> None:
+    def __init__(self, rows: np.ndarray, moment: np.ndarray | None = None, gram: Products | None = None) -> None:
         self.rows = rows
         self.moment = rows.T @ rows if moment is None else moment
-        self.gram = Gram(rows, min(len(rows), _REMEMBERED * rows.shape[1]))
+        self.gram = gram or Gram(rows).of
         self._lock = threading.RLock()
         self._factors: dict[int, Factor] = {}
 
@@ -140,7 +143,7 @@ class Systems:
             return _extend(*self._kernel, active, ridge + np.einsum("ij,ij->i", rows, rows))
 
         def new() -> Apply:
-            self._kernel = active, factorise(partial(self._shared.gram.of, active), ridge)
+            self._kernel = active, factorise(partial(self._shared.gram, active), ridge)
             return self._kernel[1].solve
 
         def turned(precondition: Apply) -> Apply:
@@ -230,16 +233,24 @@ class Gram:
     Parameters
     ----------
     rows : ndarray of shape (n, p)
-    capacity : int
-        Rows that are remembered at most; asked for more, it forgets and begins anew.
+        Only so many are remembered at a time; asked for others, it forgets and begins anew.
+    constant : float
+        Added to all products, for a last column that the rows do not have.
     """
 
-    def __init__(self, rows: np.ndarray, capacity: int) -> None:
-        self._rows, self._lock = rows, threading.Lock()
+    def __init__(self, rows: np.ndarray, constant: float = 0.0) -> None:
+        self._rows, self._constant, self._lock = rows, rows.dtype.type(constant), threading.Lock()
+        capacity = remembered(*rows.shape)
         # Memory is taken by what is written, not by what is reserved.
         self._matrix = np.empty((capacity, capacity), rows.dtype)
         self._place = np.full(len(rows), -1)
         self._known = np.empty(0, int)
+
+    def fill(self) -> None:
+        """Compute all products at once, if so many are remembered, which takes less time than bit by bit."""
+        if len(self._matrix) == len(self._rows):
+            with self._lock:
+                self._grow(np.flatnonzero(self._place < 0))
 
     def of(self, wanted: np.ndarray) -> np.ndarray:
         """Return a new array of the products of the wanted rows."""
@@ -257,10 +268,17 @@ class Gram:
         new, old = self._rows[fresh], len(self._known)
         matrix = self._matrix[: old + len(fresh), : old + len(fresh)]
         np.matmul(self._rows[self._known], new.T, out=matrix[:old, old:])
+        matrix[:old, old:] += self._constant
         matrix[old:, :old] = matrix[:old, old:].T
         np.matmul(new, new.T, out=matrix[old:, old:])
+        matrix[old:, old:] += self._constant
         self._place[fresh] = np.arange(old, old + len(fresh))
         self._known = np.concatenate([self._known, fresh])
+
+
+def remembered(n: int, p: int) -> int:
+    """How many of n rows in p coordinates have their products remembered."""
+    return min(n, _REMEMBERED * p)
 
 
 def _extend(known: np.ndarray, factor: Factor, wanted: np.ndarray, diagonal: np.ndarray) -> Apply:

@@ -1,0 +1,178 @@
+"""Passes that all folds and classes share for small values of C, against the engine that takes fold after fold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_classification
+from sklearn.metrics import recall_score
+from sklearn.model_selection import StratifiedKFold
+
+import deepfeat
+from deepfeat.svm import linear_path, procedure, shared, streaming
+from deepfeat.svm.resources import Resources, take_products
+from deepfeat.svm.search import exact_search, make_pipeline, make_svm
+from deepfeat.svm.shared import pays_to_share, shared_search
+
+D = 30
+
+
+def problem(n_classes=3, n=1200, seed=0, dtype=np.float32):
+    """Features on very different scales, one of them constant and one of them rare."""
+    weights = [0.75] if n_classes == 2 else [0.6, 0.3]
+    X, codes = make_classification(
+        n, D, n_informative=10, n_classes=n_classes, weights=weights, class_sep=0.8, random_state=seed
+    )
+    X = (np.maximum(X, -1) * np.geomspace(0.01, 30, D) + 3).astype(dtype)
+    X[:, 4], X[:, 5] = 2.5, np.arange(n) % 97 == 0
+    return X, np.array(["AK", "BCC", "MEL"])[codes]
+
+
+def searches(X, y, grid, *, scoring="balanced_accuracy", n_threads=2, extend=False, refit="auto"):
+    """What the engine finds with and without sharing."""
+    folds = list(StratifiedKFold(4, shuffle=True, random_state=0).split(X, y))
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [D])
+    use = Resources(take_products(None), [D], n_threads)
+    options = {"extend": extend, "refit": refit}
+    alone = exact_search(pipeline, grid, X, y, folds, scoring, use, **options)
+    together = shared_search(pipeline, grid, X, y, np.arange(len(y)), folds, scoring, use, **options)
+    return alone, together
+
+
+def check_same(alone, together, rtol):
+    assert together.engine == alone.engine == "newton"
+    assert together.best_params == alone.best_params
+    assert together.cv_results["converged"].all()
+    assert together.cv_results["gap"].max() < 1e-5
+    np.testing.assert_allclose(together.cv_results["mean"], alone.cv_results["mean"], atol=2e-3)
+    scale = np.abs(alone.out_of_fold[1]).max()
+    np.testing.assert_allclose(together.out_of_fold[1], alone.out_of_fold[1], atol=rtol * scale)
+    np.testing.assert_array_equal(together.out_of_fold[2], alone.out_of_fold[2])
+
+
+def is_easy(limit):
+    return lambda self, candidate: candidate["C"] <= limit
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-4, 1e-2, 1e3])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 1e-3), (np.float64, 1e-4)])
+def test_search_finds_the_same_wherever_sharing_ends(dtype, rtol, n_classes, limit, monkeypatch):
+    monkeypatch.setattr(shared._SharedScores, "are_easy", is_easy(limit))
+    X, y = problem(n_classes, dtype=dtype)
+    weights = ["balanced", {"AK": 2, "BCC": 0.5, "MEL": 3}] if n_classes == 3 else ["balanced", None]
+    grid = {"C": [1.0, 1e-5, 1e-2, 1e-4, 10.0], "class_weight": weights}
+    alone, together = searches(X, y, grid)
+    check_same(alone, together, rtol)
+    expected = alone.pipeline.decision_function(X)
+    found = together.pipeline.decision_function(X)
+    np.testing.assert_allclose(found, expected, atol=rtol * np.abs(expected).max())
+
+
+def macro_recall(estimator, X, y):
+    """A scorer that looks at the fitted estimator."""
+    return recall_score(y, estimator.predict(X), average="macro")
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("options", [{"scoring": macro_recall}, {"extend": True}, {"refit": "sklearn"}], ids=", ".join)
+def test_options(options, n_threads, monkeypatch):
+    monkeypatch.setattr(shared._SharedScores, "are_easy", is_easy(1e-2))
+    X, y = problem(3)
+    alone, together = searches(X, y, {"C": [1e-4, 1e-3], "class_weight": ["balanced"]}, n_threads=n_threads, **options)
+    check_same(alone, together, 1e-3)
+    np.testing.assert_allclose(together.pipeline[-1].coef_, alone.pipeline[-1].coef_, atol=1e-3)
+
+
+def test_what_passes_found_is_not_solved_again(monkeypatch):
+    monkeypatch.setattr(shared._SharedScores, "are_easy", is_easy(1e-2))
+    followed = []
+    solve = linear_path.solve
+
+    def record(problem, C, before, *given):
+        followed.append((C, before))
+        return solve(problem, C, before, *given)
+
+    monkeypatch.setattr(linear_path, "solve", record)
+    X, y = problem(3)
+    folds = list(StratifiedKFold(4).split(X, y))
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [D])
+    use = Resources(take_products(None), [D], 1)
+    grid = {"C": [1e-4, 1e-2, 1.0], "class_weight": [None]}
+    options = {"refit": "sklearn"}
+    shared_search(pipeline, grid, X, y, np.arange(len(y)), folds, "accuracy", use, **options)
+    assert followed == [(1.0, 1e-2)] * 12
+
+
+def test_large_costs_are_not_shared():
+    X, y = problem(3)
+    folds = list(StratifiedKFold(4).split(X, y))
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [D])
+    use = Resources(take_products(None), [D], 1)
+    scores = shared._SharedScores(pipeline, X, y, np.arange(len(y)), folds, "accuracy", use, keep=True)
+    # Five sets of three problems share a pass: 2 C times 30 features may be 30.
+    easy = [scores.are_easy({"C": C, "class_weight": None}) for C in (1e-3, 0.499, 0.501, 10.0)]
+    assert easy == [True, True, False, False]
+    assert not scores.are_easy({"C": 0.499, "class_weight": {"AK": 1.1, "BCC": 1.1, "MEL": 1.1}})
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "expected"), [(1000, 1000, True), (999, 1001, False), (10_000, 99, False), (2500, 2048, True)]
+)
+def test_where_sharing_pays(n, d, expected):
+    assert pays_to_share(n, d) == expected
+
+
+def test_fit_svm_shares_where_it_pays(monkeypatch):
+    X, y = problem(3)
+    options = {"test": None, "param_grid": {"C": [1e-4, 1e-2]}, "class_weight": None}
+    alone = deepfeat.fit_svm((X, y), **options)
+    calls = []
+    search = procedure.shared_search
+    monkeypatch.setattr(shared, "_LEAST", 0)
+    monkeypatch.setattr(procedure, "shared_search", lambda *given, **more: calls.append(1) or search(*given, **more))
+    together = deepfeat.fit_svm((X, y), **options)
+    assert calls == [1]
+    assert together.engine == alone.engine == "newton"
+    np.testing.assert_allclose(together.cv_results["mean"], alone.cv_results["mean"], atol=2e-3)
+
+
+def test_rows_of_a_fold_alone_decide(monkeypatch):
+    """Held-out rows are in the preconditioner, and in nothing that is found."""
+    monkeypatch.setattr(shared._SharedScores, "are_easy", is_easy(1e-2))
+    X, y = problem(2, dtype=np.float64)
+    other = X.copy()
+    held = np.arange(0, len(X), 4)
+    other[held] = 5 * other[held] + 40
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [D])
+    use, folds = Resources(take_products(None), [D], 1), [(np.setdiff1d(np.arange(len(X)), held), held)]
+    pipelines = []
+
+    def keep(estimator, X, y):
+        pipelines.append(estimator)
+        return 0.5
+
+    for features in (X, other):
+        grid = {"C": [1e-3, 1e-1], "class_weight": ["balanced"]}
+        shared_search(pipeline, grid, features, y, np.arange(len(y)), folds, keep, use, refit="sklearn")
+    half = len(pipelines) // 2
+    for one, another in zip(pipelines[:half], pipelines[half:], strict=True):
+        np.testing.assert_allclose(another[0].scale_, one[0].scale_, rtol=1e-9)
+        largest = np.abs(one[-1].coef_).max()
+        np.testing.assert_allclose(another[-1].coef_, one[-1].coef_, atol=1e-4 * largest)
+
+
+def test_factors_are_as_precise_as_the_scale_wants():
+    mean = np.diag([400.0, 1e-3])
+    curvature = streaming._Curvature(mean)
+    apply = lambda function, items: [function(item) for item in items]  # noqa: E731
+    curvature.prepare([0, 20], apply)
+    right = np.array([[1.0, 1.0]])
+    for power in (0, 20):
+        expected = right / (1 + 2.0**power * mean.diagonal())
+        np.testing.assert_allclose(curvature.factor(power).solve(right), expected, rtol=1e-5)
+    assert curvature.factor(0).solve(right).dtype == np.float32
+    assert curvature.factor(20).solve(right).dtype == np.float64
+    curvature.prepare([20, 3], apply)
+    with pytest.raises(KeyError):
+        curvature.factor(0)
