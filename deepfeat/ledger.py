@@ -280,6 +280,18 @@ def ledger_path(store: str | os.PathLike[str]) -> Path:
     return Path(store).with_suffix(".ledger")
 
 
+def check_ledger(ledger: object) -> None:
+    """Refuse what is neither yes, no nor a folder.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not isinstance(ledger, bool | str | os.PathLike):
+        msg = f"ledger is {ledger!r}: use True (beside the store), False, or the path of a folder"
+        raise UsageError(msg)
+
+
 def record_fit(result: SVMResult, ledger: bool | str | os.PathLike[str]) -> str | None:
     """Add a fit to a ledger.
 

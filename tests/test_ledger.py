@@ -83,6 +83,11 @@ def test_ledger_is_made_only_where_it_is_wanted(store, data, tmp_path):
     assert len(deepfeat.open_ledger(tmp_path / "mine")) == 1
 
 
+def test_what_is_no_place_for_a_ledger_is_refused_before_the_search(data):
+    with pytest.raises(UsageError, match=r"ledger is None: use True \(beside the store\), False, or the path"):
+        deepfeat.fit_svm(data, ledger=None, **GRID)
+
+
 def test_results_of_a_ledger_can_be_compared(store):
     for C in (1e-6, 0.1):
         deepfeat.fit_svm(store, param_grid={"C": [C]}, cv=3)

@@ -28,6 +28,10 @@ needs_openvino = pytest.mark.skipif(
     BACKEND != "tensorflow" or not openvino_runtime.is_installed(),
     reason=f"the extra openvino is not installed, or cannot convert from {BACKEND}",
 )
+needs_bfloat16 = pytest.mark.skipif(
+    not openvino_runtime.is_installed() or not openvino_runtime.has_bfloat16(),
+    reason="OpenVINO finds no bfloat16 in this processor",
+)
 
 
 def tiny(input_shape):
@@ -96,7 +100,30 @@ def test_openvino_computes_in_float32_unless_asked():
     chosen = backbone()
     (reference,) = KerasRuntime(chosen, chosen.build(), 8)(pictures(8))
     assert relative(open_openvino(chosen)(pictures(8))[0], reference) < 2e-5
-    assert relative(open_openvino(chosen, "bfloat16")(pictures(8))[0], reference) < 5e-2
+
+
+@needs_openvino
+@needs_bfloat16
+def test_openvino_computes_in_bfloat16_where_asked():
+    chosen = backbone()
+    (reference,) = KerasRuntime(chosen, chosen.build(), 8)(pictures(8))
+    assert 1e-4 < relative(open_openvino(chosen, "bfloat16")(pictures(8))[0], reference) < 5e-2
+
+
+@needs_openvino
+def test_processor_without_bfloat16(monkeypatch):
+    """OpenVINO would compute in float32, and the features would have the other precision in their key."""
+    monkeypatch.setattr(openvino_runtime, "has_bfloat16", lambda: False)
+    chosen = backbone()
+    with pytest.raises(
+        BackboneError, match=r"no bfloat16, and OpenVINO would run .* in float32 instead: use precision="
+    ):
+        open_any(chosen, runtime="openvino", precision="bfloat16")
+    with pytest.warns(DataWarning, match="has no bfloat16.*: Keras runs it instead"):
+        taken = open_any(chosen, precision="bfloat16")
+    (exact,) = KerasRuntime(chosen, chosen.build(), 8)(pictures(8))
+    assert taken.engine == BACKEND
+    assert 1e-4 < relative(taken(pictures(8))[0], exact) < 5e-2
 
 
 @needs_openvino
@@ -495,7 +522,7 @@ def test_wrong_views(photos, tmp_path, views, message):
 def test_precisions_never_mix(photos, tmp_path):
     cache = tmp_path / "f.h5"
     deepfeat.extract(photos, backbone(), cache, progress=False, runtime="openvino")
-    store = deepfeat.extract(photos, backbone(), cache, progress=False, runtime="openvino", precision="bfloat16")
+    store = deepfeat.extract(photos, backbone(), cache, progress=False, runtime="keras", precision="bfloat16")
     assert sorted(spec["precision"] for spec in store.blocks["spec"]) == ["bfloat16", "float32"]
 
 

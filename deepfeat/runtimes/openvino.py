@@ -43,6 +43,13 @@ def is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; where it does not, OpenVINO takes float32 and does not say so."""
+    import openvino as ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoRuntime:
     """From uint8 images to the features of each of a backbone's layers.
 
@@ -126,8 +133,15 @@ def open_runtime(
     Raises
     ------
     BackboneError
-        If OpenVINO cannot convert the network, or computes other features than Keras.
+        If OpenVINO cannot convert the network, or computes other features than Keras; and for bfloat16, if the
+        processor has none.
     """
+    if precision == "bfloat16" and not has_bfloat16():
+        msg = (
+            f"this processor has no bfloat16, and OpenVINO would run {backbone.name} in float32 instead: "
+            "use precision='float32', or runtime='keras', which emulates bfloat16 slowly"
+        )
+        raise BackboneError(msg)
     if backbone.network.onnx is not None:
         return OpenVinoRuntime(*_convert_onnx(backbone, backbone.network.onnx), precision, n_threads)
     file = _conversion_file(backbone, weights_digest) if backbone.network.reproducible else None

@@ -18,7 +18,7 @@ from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import evaluate_predictions
 from deepfeat.fusion import FUSIONS, VIEW_RULES
 from deepfeat.interruption import interruptible
-from deepfeat.ledger import record_fit
+from deepfeat.ledger import check_ledger, record_fit
 from deepfeat.operating_points import Wish, read_wish
 from deepfeat.splits import Fold, hold_out, make_folds
 from deepfeat.svm.calibration import METHODS
@@ -200,6 +200,7 @@ def fit_svm(
         calibrate=(calibrate, (False, True, *METHODS)),
     )
     _check_scoring(scoring)
+    check_ledger(ledger)
     wish = _read_threshold(threshold, positive)
     svm = make_svm(kernel, loss, classifier, seed)
     grouping, named = Grouping(ungrouped, duplicates), None if is_choice(backbones) else backbones
