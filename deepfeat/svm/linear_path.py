@@ -103,7 +103,7 @@ def solve_path(
     (n, k), known = signs.shape, known or Known()
     if rows.size <= _SMALL and rows.dtype != np.float64:
         rows, moment = rows.astype(np.float64), None
-    turn = _Compression(rows) if rows.shape[1] > n else _Reflection(rows, moment, known.gram)
+    turn = _Compression(rows, known.gram) if rows.shape[1] > n else _Reflection(rows, moment, known.gram)
     coef = np.empty((len(values), k, turn.shared.rows.shape[1]))
     dual, steps = np.empty((len(values), k, n)), np.zeros((len(values), k), int)
 
@@ -144,13 +144,13 @@ def solve_path(
 class _Compression:
     """Rows in as many coordinates as there are rows: the Cholesky factor of their products."""
 
-    def __init__(self, rows: np.ndarray) -> None:
+    def __init__(self, rows: np.ndarray, gram: Products | None) -> None:
         self._rows = rows.astype(np.float64)
-        gram = self._rows @ self._rows.T
+        exact = self._rows @ self._rows.T
         # Equal rows make it singular; the ridge is as small as rounding.
-        np.fill_diagonal(gram, gram.diagonal() + 1e-12 * len(gram) * gram.diagonal().max())
-        self._factor = np.linalg.cholesky(gram)
-        self.shared = Rows(self._factor.astype(rows.dtype))
+        np.fill_diagonal(exact, exact.diagonal() + 1e-12 * len(exact) * exact.diagonal().max())
+        self._factor = np.linalg.cholesky(exact)
+        self.shared = Rows(self._factor.astype(rows.dtype), gram=gram)
 
     def back(self, coef: np.ndarray) -> np.ndarray:
         """Turn coefficients, one set in a row, into those of the features."""

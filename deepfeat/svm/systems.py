@@ -47,18 +47,23 @@ class Rows:
     Attributes
     ----------
     rows : ndarray of shape (n, p), float32 or float64
-    moment : ndarray of shape (p, p)
-        Rows transposed times rows.
     gram : callable
         Makes a new array of the products of some rows, given by their numbers, with one another.
     """
 
     def __init__(self, rows: np.ndarray, moment: np.ndarray | None = None, gram: Products | None = None) -> None:
         self.rows = rows
-        self.moment = rows.T @ rows if moment is None else moment
         self.gram = gram or Gram(rows).of
-        self._lock = threading.RLock()
+        self._moment, self._lock = moment, threading.RLock()
         self._factors: dict[int, Factor] = {}
+
+    @property
+    def moment(self) -> np.ndarray:
+        """Rows transposed times rows, of shape (p, p); computed when it is first wanted, where it is not known."""
+        with self._lock:
+            if self._moment is None:
+                self._moment = self.rows.T @ self.rows
+            return self._moment
 
     def factor(self, scale: float) -> Factor:
         """Return a factor of I + scale * moment, or of a scale within a factor of 2 of it."""
