@@ -165,7 +165,7 @@ class _Reflection:
     diagonal (Higham 2002, Accuracy and Stability of Numerical Algorithms, theorem 10.6).
     """
 
-    def __init__(self, rows: np.ndarray, moment: np.ndarray | None, gram: Products | None = None) -> None:
+    def __init__(self, rows: np.ndarray, moment: np.ndarray | None, gram: Products | None) -> None:
         moment = rows.T @ rows if moment is None else moment
         basis = _leading_directions(moment, min(_LEADING, len(moment)))
         left, _, right = np.linalg.svd(basis[: basis.shape[1]])

@@ -113,8 +113,15 @@ class _SharedScores(Scores):
             inside[rows[train], fold] = True
         self._stream = Stream(X, self._codes, inside, use.n_jobs, keep=keep)
         self._solved: dict[str, np.ndarray] = {}
+        self._columns: dict[str, Columns] = {}
 
     def _problems(self, weight: Any) -> Columns:
+        """Those of all folds and of the final fit, for a class weight; the same for every C."""
+        if repr(weight) not in self._columns:
+            self._columns[repr(weight)] = self._make_problems(weight)
+        return self._columns[repr(weight)]
+
+    def _make_problems(self, weight: Any) -> Columns:
         codes, numbers = self._codes[self._rows], np.arange(len(self._classes))
         each = [
             compute_class_weight(weight, classes=self._classes, y=self._classes[codes[train]]) for train in self._trains
