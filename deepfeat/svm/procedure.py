@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from joblib import parallel_config
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
 
@@ -21,7 +22,7 @@ from deepfeat.operating_points import Wish, choose_threshold
 from deepfeat.splits import Fold
 from deepfeat.svm.calibration import cross_calibrate, fit_calibrator, probabilities
 from deepfeat.svm.crew import Crew
-from deepfeat.svm.resources import Resources, Size, count_threads, fits_memory, take_products
+from deepfeat.svm.resources import Resources, Size, Threads, count_threads, fits_memory, take_products
 from deepfeat.svm.samples import Samples
 from deepfeat.svm.search import Search, exact_search, grid_search, make_grid, make_pipeline
 from deepfeat.svm.selection import choose_blocks, is_choice
@@ -143,9 +144,9 @@ class Procedure:
         if self.engine == "sklearn":
             with contextlib.nullcontext() if self.crew is None else parallel_config("dask", client=self.crew.client):
                 return grid_search(pipeline, grid, samples.X[rows], y, folds, self.scoring, self.n_jobs)
-        streamed, n_threads = self._plan(pipeline, samples, len(rows), len(folds))
+        streamed, threads = self._plan(pipeline, samples, grid, len(rows), len(folds))
         elsewhere = None if self.crew is None else partial(self.crew.score, list(samples.blocks), rows)
-        use = Resources(take_products(self.max_memory), widths, n_threads, elsewhere)
+        use = Resources(take_products(self.max_memory), widths, *threads, elsewhere)
         extend = isinstance(self.param_grid, str)
         if streamed:
             return shared_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)
@@ -157,19 +158,22 @@ class Procedure:
             )
         return exact_search(pipeline, grid, X, y, folds, self.scoring, use, extend=extend, refit=self.refit)
 
-    def _plan(self, pipeline: Pipeline, samples: Samples, n_rows: int, n_folds: int) -> tuple[bool, int]:
-        """Whether rows are read in blocks, for lack of memory, and the number of threads."""
+    def _plan(
+        self, pipeline: Pipeline, samples: Samples, grid: Mapping[str, Sequence[Any]], n_rows: int, n_folds: int
+    ) -> tuple[bool, Threads]:
+        """Whether rows are read in blocks, for lack of memory, and the threads."""
         stacked = len(samples.views) if self.views in ("augment", "vote") else 1
-        columns, n_classes = samples.X.shape[1] // len(samples.views), len(np.unique(samples.target))
-        size = Size(n_rows * stacked, columns, samples.X.dtype.itemsize, n_classes)
-        n_tasks = n_folds if n_classes == 2 else max(n_classes, n_folds)
+        size = Size(n_rows * stacked, samples.X.shape[1] // len(samples.views), samples.X.dtype.itemsize)
+        n_classes = len(np.unique(samples.target))
+        n_parts = 1 if n_classes == 2 else n_classes
         needs, instead = size.linear(), {}
         if isinstance(self.svm, SVC):
             needs, instead = size.kernel(), {"kernel='linear'": size.linear()}
+            n_parts = len(ParameterGrid(dict(grid)))
         streamed = can_stream(pipeline) and self.refit == "auto" and not fits_memory(needs, self.max_memory)
         if streamed:
-            needs, n_tasks = size.streamed(n_folds), n_rows
-        return streamed, count_threads(self.n_jobs, needs, n_tasks, self.max_memory, instead)
+            needs, n_parts = size.streamed(n_folds * n_parts), n_rows
+        return streamed, count_threads(self.n_jobs, needs, n_folds, n_parts, self.max_memory, instead)
 
     def _check_folds(self, fold: np.ndarray) -> None:
         if len(np.unique(fold)) < 2 and (self.calibrate is not None or isinstance(self.threshold, Wish)):

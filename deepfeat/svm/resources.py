@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from joblib import Parallel, delayed, effective_n_jobs
-from threadpoolctl import threadpool_limits
+from joblib import effective_n_jobs
 
 from deepfeat.errors import UsageError
 from deepfeat.svm.gram import Products
 from deepfeat.svm.systems import remembered
-
-T = TypeVar("T")
 
 #: Part of the memory that products kept from one fit to the next may take.
 _KEPT_SHARE = 0.25
@@ -31,6 +29,8 @@ class Resources:
         Columns of each feature block.
     n_jobs : int
         Threads.
+    n_folds : int
+        Folds to work on beside one another, where there is memory for more than one.
     elsewhere : callable, optional
         Calls a function of features, labels, training rows, test rows, candidates and resources on the workers of a
         cluster, for each of some (train, test, candidates), and returns what they gave.
@@ -39,6 +39,7 @@ class Resources:
     products: Products
     widths: Sequence[int]
     n_jobs: int
+    n_folds: int = 1
     elsewhere: Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], list[Any]] | None = None
 
 
@@ -52,14 +53,15 @@ def take_products(max_memory: float | None) -> Products:
 
 
 class Needs(NamedTuple):
-    """Bytes that a fit takes: once, and again for each thread."""
+    """Bytes that a fit takes: once, again for each fold that is worked on, and again for each thread."""
 
     shared: float
-    each: float
+    fold: float
+    thread: float
 
-    def of(self, n_threads: int) -> float:
-        """Bytes that so many threads take."""
-        return self.shared + n_threads * self.each
+    def of(self, n_threads: int, n_folds: int = 1) -> float:
+        """Bytes for so many folds beside one another, in so many threads."""
+        return self.shared + n_folds * self.fold + n_threads * self.thread
 
 
 class Size(NamedTuple):
@@ -71,14 +73,11 @@ class Size(NamedTuple):
         Rows and columns of the features.
     itemsize : int
         Bytes of one feature.
-    n_classes : int
-        Threads take a fold each where there are two, and else a class each.
     """
 
     n: int
     d: int
     itemsize: int
-    n_classes: int
 
     def linear(self) -> Needs:
         """Bytes for LinearSVC: rows scaled, with the intercept, and turned; products of columns, copies, factors.
@@ -88,19 +87,16 @@ class Size(NamedTuple):
         """
         rows, square = self.n * self.d * self.itemsize, min(self.n, self.d) ** 2 * self.itemsize
         shared = rows + 6 * square + remembered(self.n, self.d) ** 2 * self.itemsize
-        if self.n_classes == 2:
-            return Needs(shared, 3 * rows + 4 * square)
-        return Needs(shared + 3 * rows + square, 3 * square)
+        return Needs(shared, 3 * rows + square, 3 * square)
 
     def kernel(self) -> Needs:
         """Bytes for SVC: squared distances or products, the kernel in float64, and the features."""
-        needed = self.n**2 * (self.itemsize + 8) + self.n * self.d * self.itemsize
-        return Needs(0, needed) if self.n_classes == 2 else Needs(needed, 0)
+        return Needs(0, self.n**2 * (self.itemsize + 8) + self.n * self.d * self.itemsize, 0)
 
-    def streamed(self, n_folds: int) -> Needs:
+    def streamed(self, n_problems: int) -> Needs:
         """Bytes for LinearSVC in blocks of rows: decision values and weights twice, products of columns, factors."""
-        problems, square = n_folds * (1 if self.n_classes == 2 else self.n_classes), (self.d + 1) ** 2
-        return Needs(16 * self.n * problems + 32 * square, 4 * square)
+        square = (self.d + 1) ** 2
+        return Needs(16 * self.n * n_problems + 32 * square, 0, 4 * square)
 
 
 def fits_memory(needs: Needs, max_memory: float | None) -> bool:
@@ -108,9 +104,16 @@ def fits_memory(needs: Needs, max_memory: float | None) -> bool:
     return needs.of(1) <= _bound(max_memory)
 
 
+class Threads(NamedTuple):
+    """Threads that a fit has, and folds that it works on beside one another, the threads helping one another."""
+
+    number: int
+    n_folds: int
+
+
 def count_threads(
-    n_jobs: int | None, needs: Needs, n_tasks: int, max_memory: float | None, instead: Mapping[str, Needs]
-) -> int:
+    n_jobs: int | None, needs: Needs, n_folds: int, n_parts: int, max_memory: float | None, instead: Mapping[str, Needs]
+) -> Threads:
     """Threads that a fit has, or a refusal if its matrices do not fit into memory.
 
     Parameters
@@ -119,8 +122,8 @@ def count_threads(
         Taken at its word where it is above 0, as joblib takes it. Else as many as there are cores and memory for, or
         as many as ``joblib.parallel_config`` says.
     needs : Needs
-    n_tasks : int
-        More threads than that are of no use.
+    n_folds, n_parts : int
+        Folds, and parts of each that threads can share; more threads than parts of all folds are of no use.
     max_memory : float or None
         Bytes; half of the machine's memory if None.
     instead : mapping of str to Needs
@@ -134,12 +137,17 @@ def count_threads(
     bound = _bound(max_memory)
     if n_jobs == 0:
         raise UsageError("n_jobs is 0: use a number of threads, or -1 for one per core")
+
+    def needed(threads: int) -> float:
+        return needs.of(threads, math.ceil(threads / n_parts))
+
     told = effective_n_jobs(n_jobs)
-    threads: int = min(n_tasks, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
+    threads: int = min(n_folds * n_parts, effective_n_jobs(-1) if n_jobs is None and told == 1 else told)
     if n_jobs is None or n_jobs < 0:
-        threads = next((fewer for fewer in range(threads, 1, -1) if needs.of(fewer) <= bound), 1)
-    if needs.of(threads) <= bound:
-        return threads
+        threads = next((fewer for fewer in range(threads, 1, -1) if needed(fewer) <= bound), 1)
+    if needed(threads) <= bound:
+        beside = next(n for n in range(min(n_folds, threads), 0, -1) if n == 1 or needs.of(threads, n) <= bound)
+        return Threads(threads, beside)
     ways = ["a larger max_memory", "fewer rows", "engine='sklearn', which is slow"]
     for argument, other in instead.items():
         if other.of(1) <= bound:
@@ -147,19 +155,10 @@ def count_threads(
     if needs.of(1) <= bound:
         ways.insert(0, "a smaller n_jobs")
     msg = (
-        f"the engine needs {needs.of(threads) / 1e9:.1f} GB in {threads} thread(s), and max_memory is "
+        f"the engine needs {needed(threads) / 1e9:.1f} GB in {threads} thread(s), and max_memory is "
         f"{bound / 1e9:.1f} GB: use {', '.join(ways[:-1])} or {ways[-1]}"
     )
     raise UsageError(msg)
-
-
-def in_threads(tasks: Iterable[Callable[[], T]], n_jobs: int | None) -> list[T]:
-    """Call functions in threads that share memory, each with one BLAS thread.
-
-    More BLAS threads wait for one another in products as small as these (docs/selection.md).
-    """
-    with threadpool_limits(1, "blas"):
-        return list(Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(task)() for task in tasks))
 
 
 def _bound(max_memory: float | None) -> float:

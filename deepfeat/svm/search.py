@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +25,8 @@ from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier, 
 from deepfeat.splits import Fold
 from deepfeat.svm.linear_path import Known
 from deepfeat.svm.paths import fit_path
-from deepfeat.svm.resources import Resources, in_threads
+from deepfeat.svm.resources import Resources
+from deepfeat.svm.threads import in_threads
 
 PARAMETERS = {"linear": ("C",), "rbf": ("C", "gamma")}
 LOSSES = ("squared_hinge", "hinge")
@@ -330,14 +330,11 @@ class Scores:
 
     def _score_paths(self, candidates: list[dict[str, Any]], known: Sequence[Known] | None = None) -> list[FoldScores]:
         """Score every fold by a path, with what is known of each."""
-        # A problem of two classes keeps one thread busy; of more classes, a thread for each class.
-        binary = len(np.unique(self._y)) == 2
-        use = replace(self._use, n_jobs=1) if binary else self._use
         folds = (
-            partial(self.score_fold, *fold, candidates, use, None if known is None else known[number])
+            partial(self.score_fold, *fold, candidates, self._use, None if known is None else known[number])
             for number, fold in enumerate(self._folds)
         )
-        return in_threads(folds, self._use.n_jobs) if binary else [fold() for fold in folds]
+        return in_threads(folds, self._use.n_jobs, self._use.n_folds)
 
     def score_fold(
         self,

@@ -1,0 +1,110 @@
+"""Threads that take over what others have not begun."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError
+from functools import partial
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from deepfeat.svm.threads import in_threads
+
+
+def nested(n_parts, number):
+    """A task that sums what its parts give."""
+    return sum(in_threads([partial(int, number * part) for part in range(n_parts)], 1))
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3])
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 8])
+def test_results_are_in_order(n_threads, at_once):
+    found = in_threads((partial(nested, 5, number) for number in range(7)), n_threads, at_once)
+    assert found == [10 * number for number in range(7)]
+
+
+def test_no_tasks():
+    assert in_threads([], 3) == []
+    assert in_threads([partial(nested, 0, 1)], 3) == [0]
+
+
+def test_each_thread_has_one_blas_thread():
+    np.ones((4, 4)) @ np.ones((4, 4))
+    before = [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+    inside = in_threads([lambda: [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]], 2)
+    assert set(inside[0]) == {1}
+    assert [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"] == before
+
+
+def test_a_thread_with_nothing_to_do_takes_over_parts():
+    """Of one task with two parts, which wait for one another."""
+    both = threading.Barrier(2)
+    parts = [partial(both.wait, 60)] * 2
+    assert sorted(in_threads([partial(in_threads, parts, 1)], 2)[0]) == [0, 1]
+
+
+def test_no_more_than_so_many_at_once():
+    going, most, lock = 0, 0, threading.Lock()
+
+    def task():
+        nonlocal going, most
+        with lock:
+            going += 1
+            most = max(most, going)
+        time.sleep(0.01)
+        with lock:
+            going -= 1
+
+    in_threads([task] * 9, 4, 2)
+    assert most == 2
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+def test_failure_is_raised_and_ends_the_rest(n_threads):
+    begun = []
+
+    def task(number):
+        begun.append(number)
+        if number == 1:
+            raise ValueError("no such row")
+        in_threads([partial(time.sleep, 0.01)] * 5, 1)
+
+    with pytest.raises(ValueError, match="no such row"):
+        in_threads([partial(task, number) for number in range(40)], n_threads)
+    assert len(begun) < 10
+
+
+def test_failure_of_a_part_is_raised():
+    def fail():
+        raise ValueError("a part")
+
+    with pytest.raises(ValueError, match="a part"):
+        in_threads([partial(in_threads, [partial(int, 1), fail, partial(int, 2)], 1)], 3)
+
+
+def test_interrupt_ends_parts_that_have_not_begun(monkeypatch):
+    """As Ctrl-C does, which the waiting thread gets."""
+    began, ended = threading.Event(), []
+
+    def part():
+        began.set()
+        time.sleep(0.05)
+
+    def task():
+        try:
+            in_threads([part] * 200, 1)
+        except CancelledError:
+            ended.append(True)
+            raise
+
+    def interrupt(*_, **__):
+        began.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepfeat.svm.threads.wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        in_threads([task], 2)
+    assert ended == [True]
