@@ -21,8 +21,8 @@ from deepfeat.svm import linear_path, newton, paths, resources, selection, syste
 from deepfeat.svm.cholesky import Factor
 from deepfeat.svm.gram import Block, Products, split_columns
 from deepfeat.svm.linear_path import CONVERGED, solve_path
-from deepfeat.svm.resources import in_threads
 from deepfeat.svm.systems import Gram, conjugate_gradients, factorise
+from deepfeat.svm.threads import in_threads
 
 VALUES = [1e-4, 1e-2, 1.0]
 
@@ -309,36 +309,40 @@ def test_memory_for_the_linear_kernel_alone_is_said():
         deepfeat.fit_svm(problem("tall"), kernel="rbf", max_memory=100_000)
 
 
-# 1,000 rows of 100 float32 features: 1.28 MB and 1.36 MB a thread for two classes; for four, 2.52 MB and 0.12 MB.
+# 1,000 rows of 100 float32 features: 1.28 MB, 1.24 MB a fold, and 0.12 MB a thread.
+NEEDS = resources.Size(1000, 100, 4).linear()
+
+
 @pytest.mark.parametrize(
-    ("n_jobs", "n_classes", "megabytes", "expected"),
+    ("n_jobs", "n_parts", "megabytes", "expected"),
     [
-        (None, 2, 100, 4),
-        (None, 2, 5.5, 3),
-        (-1, 2, 3, 1),
-        (2, 2, 4.1, 2),
-        (None, 4, 2.8, 2),
-        (None, 4, 2.7, 1),
-        (7, 4, 100, 5),
+        (None, 1, 100, (4, 4)),
+        (None, 1, 5.5, (3, 3)),
+        (-1, 1, 3, (1, 1)),
+        (2, 1, 4.1, (2, 2)),
+        (None, 4, 100, (4, 4)),
+        (None, 4, 4.3, (4, 2)),
+        (None, 4, 2.8, (2, 1)),
+        (None, 4, 2.7, (1, 1)),
+        (7, 4, 100, (7, 5)),
+        (70, 4, 100, (20, 5)),
     ],
 )
-def test_threads_are_as_many_as_memory_and_tasks_allow(monkeypatch, n_jobs, n_classes, megabytes, expected):
+def test_threads_and_folds_are_as_many_as_memory_and_parts_allow(monkeypatch, n_jobs, n_parts, megabytes, expected):
     monkeypatch.setattr(resources, "effective_n_jobs", lambda n: {None: 1, -1: 4}.get(n, n))
-    needs = resources.Size(1000, 100, 4, n_classes).linear()
-    assert resources.count_threads(n_jobs, needs, 5, megabytes * 1e6, {}) == expected
+    assert resources.count_threads(n_jobs, NEEDS, 5, n_parts, megabytes * 1e6, {}) == expected
 
 
 def test_threads_that_were_asked_for_are_not_made_fewer_unsaid():
     with pytest.raises(UsageError, match=r"0.0 GB in 4 thread\(s\), .*: use a smaller n_jobs, a larger max_memory"):
-        resources.count_threads(4, resources.Size(1000, 100, 4, 2).linear(), 5, 4e6, {})
+        resources.count_threads(4, NEEDS, 5, 1, 4e6, {})
     with pytest.raises(UsageError, match="n_jobs is 0: use a number of threads"):
         deepfeat.fit_svm(problem("tall"), n_jobs=0)
 
 
 def test_threads_of_a_joblib_context_are_kept_to():
-    needs = resources.Size(1000, 100, 4, 2).linear()
     with joblib.parallel_config("threading", n_jobs=3):
-        assert resources.count_threads(None, needs, 5, 1e9, {}) == 3
+        assert resources.count_threads(None, NEEDS, 5, 1, 1e9, {}) == (3, 3)
 
 
 @pytest.mark.parametrize("value", [0, -1.0])
@@ -442,6 +446,25 @@ def test_factor_solves_several_at_once(dtype):
 def test_factor_of_an_indefinite_matrix():
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         Factor(np.diag([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("n_sides", [0, 1, 4, 5, 20])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 1e-4), (np.float64, 1e-10)])
+def test_factor_solves_for_several_right_sides(dtype, rtol, n_sides):
+    rng = np.random.default_rng(0)
+    A, right = np.diag(np.arange(1.0, 31.0)), rng.normal(size=(n_sides, 30))
+    A += 0.1 * np.cov(rng.normal(size=(30, 90)))
+    solution = Factor(A.astype(dtype)).solve(right)
+    assert solution.dtype == dtype
+    np.testing.assert_allclose(solution, np.linalg.solve(A, right.T).T, atol=rtol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 1e-4), (np.float64, 1e-10)])
+def test_factor_becomes_the_inverse(dtype, rtol):
+    A = np.diag(np.arange(1.0, 31.0)) + 0.1 * np.cov(np.random.default_rng(0).normal(size=(30, 90)))
+    inverse = Factor(A.astype(dtype)).inverse()
+    np.testing.assert_array_equal(inverse, inverse.T)
+    np.testing.assert_allclose(inverse, np.linalg.inv(A), atol=rtol)
     with pytest.raises(np.linalg.LinAlgError, match="not even with a ridge"):
         factorise(lambda: np.diag([1.0, -1.0]), 0.0)
 
@@ -479,34 +502,58 @@ def test_direction_of_rounding_alone_leads_nowhere():
         assert 0 <= length <= 10
 
 
-@pytest.mark.parametrize("constant", [0.0, 1.0])
-def test_products_are_remembered_up_to_a_capacity(constant):
+def test_products_are_remembered_up_to_a_capacity():
     rows = np.random.default_rng(0).normal(size=(40, 3))
-    gram = Gram(rows, constant)
-    gram.fill()
+    gram = Gram(rows)
+    gram.fill(np.arange(40))
     for wanted in ([3, 7, 9], [1, 3, 9, 20], [30, 31], [5, 6, 8, 10, 11, 12, 13, 14], [1, 3], range(12)):
         numbers = np.array(wanted)
-        np.testing.assert_allclose(gram.of(numbers), rows[numbers] @ rows[numbers].T + constant, atol=1e-12)
+        np.testing.assert_allclose(gram.of(numbers, numbers), rows[numbers] @ rows[numbers].T, atol=1e-12)
+        np.testing.assert_allclose(gram.of(numbers[:2], numbers), rows[numbers[:2]] @ rows[numbers].T, atol=1e-12)
 
 
-def test_products_of_all_rows_are_computed_at_once():
+def test_products_of_rows_that_will_be_wanted_are_computed_at_once():
     rows = np.random.default_rng(0).normal(size=(11, 3))
-    gram = Gram(rows, 1.0)
-    first = gram.of(np.array([4, 2]))
-    gram.fill()
-    rows[:] = np.nan
-    found = gram.of(np.arange(11))
-    assert np.isfinite(found).all()
-    np.testing.assert_array_equal(found[np.ix_([4, 2], [4, 2])], first)
+    gram = Gram(rows)
+    gram.fill(np.arange(1, 11))
+    expected = rows @ rows.T
+    rows[1:] = np.nan
+    some = np.array([4, 2, 9])
+    np.testing.assert_allclose(gram.of(some, some[:2]), expected[np.ix_(some, some[:2])])
+    rows[0] = 1
+    assert gram.of(np.array([0]), np.array([0])).item() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("shape", [(70, 100), (0, 5), (3, 0), (32, 32)])
+def test_rows_and_columns_that_are_cut_out(shape):
+    matrix, rng = np.arange(10_000.0).reshape(100, 100), np.random.default_rng(0)
+    rows, columns = (rng.choice(100, size, replace=False) for size in shape)
+    np.testing.assert_array_equal(systems.cut(matrix, rows, columns), matrix[np.ix_(rows, columns)])
 
 
 def test_threads_share_the_products():
     rows = np.random.default_rng(0).normal(size=(300, 35)).astype(np.float32)
     gram, rng = Gram(rows), np.random.default_rng(1)
     wanted = [np.sort(rng.choice(300, 120, replace=False)) for _ in range(60)]
-    found = in_threads([partial(gram.of, numbers) for numbers in wanted], 4)
+    found = in_threads([partial(gram.of, numbers, numbers) for numbers in wanted], 4)
     for numbers, products in zip(wanted, found, strict=True):
         np.testing.assert_allclose(products, rows[numbers] @ rows[numbers].T, atol=1e-4)
+
+
+@pytest.mark.parametrize("known_already", [True, False])
+@pytest.mark.parametrize("n_problems", [1, 100])
+def test_moment_of_weights_by_whatever_way_it_is_reached(n_problems, known_already):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 6))
+    moment = systems._Moment(systems.Rows(rows, rows.T @ rows if known_already else None, n_problems=n_problems))
+    x = rng.normal(size=6)
+    for share in (0.95, 0.9, 0.4, 0.1, 0.0, 0.7):
+        weights = np.where(rng.random(200) < share, np.where(rng.random(200) < 0.2, 3.0, 0.5), 0.0)
+        expected = (rows * weights[:, None]).T @ rows
+        moment.aim(weights)
+        np.testing.assert_allclose(moment.times(x), expected @ x, atol=1e-10)
+        if share != 0.4:
+            np.testing.assert_allclose(moment.settle(), expected, atol=1e-10)
 
 
 def test_more_rows_than_are_remembered(monkeypatch):
@@ -515,7 +562,7 @@ def test_more_rows_than_are_remembered(monkeypatch):
     signs = np.where(y[:, None] == np.arange(3), 1.0, -1.0)
     values = [1e-3, 1e-1, 10.0]
     usual = solve_path(rows, signs, np.ones((300, 3)), values)
-    monkeypatch.setattr(systems, "_FEW", 20)
+    monkeypatch.setattr(systems, "FEW", 20)
     monkeypatch.setattr(systems, "_REMEMBERED", 27)
     few = solve_path(rows, signs, np.ones((300, 3)), values, n_jobs=2)
     np.testing.assert_allclose(few.coef, usual.coef, atol=1e-5 * np.abs(usual.coef).max())

@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import make_classification
 from sklearn.metrics import recall_score
 from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
 
 import deepfeat
 from deepfeat.svm import linear_path, procedure, shared, streaming
@@ -162,17 +163,44 @@ def test_rows_of_a_fold_alone_decide(monkeypatch):
         np.testing.assert_allclose(another[-1].coef_, one[-1].coef_, atol=1e-4 * largest)
 
 
-def test_factors_are_as_precise_as_the_scale_wants():
+def test_inverses_are_as_precise_as_the_scale_wants():
     mean = np.diag([400.0, 1e-3])
     curvature = streaming._Curvature(mean)
-    apply = lambda function, items: [function(item) for item in items]  # noqa: E731
-    curvature.prepare([0, 20], apply)
-    right = np.array([[1.0, 1.0]])
-    for power in (0, 20):
-        expected = right / (1 + 2.0**power * mean.diagonal())
-        np.testing.assert_allclose(curvature.factor(power).solve(right), expected, rtol=1e-5)
-    assert curvature.factor(0).solve(right).dtype == np.float32
-    assert curvature.factor(20).solve(right).dtype == np.float64
-    curvature.prepare([20, 3], apply)
-    with pytest.raises(KeyError):
-        curvature.factor(0)
+    for power, dtype in ((0, np.float32), (20, np.float64)):
+        inverse = curvature.inverse(1.2 * 2.0**power, 1)
+        assert inverse.dtype == dtype
+        np.testing.assert_allclose(inverse, np.diag(1 / (1 + 2.0**power * mean.diagonal())), rtol=1e-5)
+    # Classes without an active row.
+    np.testing.assert_allclose(curvature.inverse(0.0, 1), np.eye(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("first_rows", [0.0, 9.0])
+def test_kept_rows_and_rows_that_are_read_have_the_same_products(first_rows, monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK", 300)
+    X, _ = problem(2)
+    X[:300] += first_rows
+    inside = np.ones((len(X), 2), bool)
+    inside[::3, 0] = False
+    kept = streaming.Stream(X, np.zeros(len(X), int), inside, 1, keep=lambda rows: rows.T @ rows)
+    read = streaming.Stream(X, np.zeros(len(X), int), inside, 1)
+    scaled = np.column_stack([StandardScaler().fit_transform(X.astype(float)), np.ones(len(X))])
+    for stream in (kept, read):
+        np.testing.assert_allclose(stream.mean_product, scaled.T @ scaled / len(X), atol=1e-4)
+    # A fold's own centre, and the scale of all rows.
+    gram, rows = shared.Gram(kept.rows), np.flatnonzero(inside[:, 0])
+    centred = (X[rows].astype(float) - X[rows].mean(axis=0, dtype=float)) / kept._unit
+    some = np.arange(0, len(rows), 7)
+    found = shared._products(gram, rows, *kept.centred(0), some, some[:9])
+    np.testing.assert_allclose(found, (centred @ centred.T + 1)[np.ix_(some, some[:9])], atol=1e-2)
+
+
+def test_second_fit_with_other_weights_computes_no_products_again(monkeypatch):
+    monkeypatch.setattr(shared, "_LEAST", 0)
+    X, y = problem(3, seed=5)
+    options = {"test": None, "param_grid": {"C": [1e-4, 1e-2]}}
+    products = take_products(None)
+    before = products.computed
+    deepfeat.fit_svm((X, y), class_weight=None, **options)
+    first = products.computed
+    deepfeat.fit_svm((X, y), class_weight="balanced", **options)
+    assert products.computed == first > before

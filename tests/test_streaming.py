@@ -34,8 +34,8 @@ def problem(n_classes=3, n=1500, d=30, seed=0, dtype=np.float32):
 
 def too_small(X, n_classes, n_folds=5):
     """Bytes that are enough to fit in blocks of rows, and for nothing else."""
-    size = Size(len(X), X.shape[1], X.itemsize, n_classes)
-    needed = size.streamed(n_folds).of(1)
+    size = Size(len(X), X.shape[1], X.itemsize)
+    needed = size.streamed(n_folds * (1 if n_classes == 2 else n_classes)).of(1)
     assert needed < size.linear().of(1)
     return needed
 

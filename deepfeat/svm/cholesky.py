@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cython_blas, cython_lapack
 
+#: Fewer right sides than this are solved sooner one by one.
+_SEVERAL = 5
+
 _LETTERS = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}
 
 
@@ -31,7 +34,7 @@ class Factor:
     """
 
     def __init__(self, matrix: np.ndarray) -> None:
-        self._factor = matrix
+        self._factor, self.dtype = matrix, matrix.dtype
         self._letter = _LETTERS[matrix.dtype]
         info = ctypes.c_int(0)
         _call(cython_lapack, f"{self._letter}potrf", b"U", len(matrix), matrix, len(matrix), info)
@@ -40,7 +43,9 @@ class Factor:
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """Return the inverse of the matrix times a vector of shape (n,), or times each row of an array (m, n)."""
-        n, solution = len(self._factor), right.astype(self._factor.dtype, order="C")
+        if right.ndim > 1 and len(right) < _SEVERAL:
+            return np.array([self.solve(each) for each in right], self.dtype).reshape(right.shape)
+        n, solution = len(self._factor), right.astype(self.dtype, order="C")
         for transposed in (b"T", b"N"):
             if right.ndim == 1:
                 _call(cython_blas, f"{self._letter}trsv", b"U", transposed, b"N", n, self._factor, n, solution, 1)
@@ -49,6 +54,17 @@ class Factor:
                 sides = b"L", b"U", transposed, b"N"
                 _call(cython_blas, f"{self._letter}trsm", *sides, *shape, one, self._factor, n, solution, n)
         return solution
+
+    def inverse(self) -> np.ndarray:
+        """Return the inverse of the matrix, which takes the place of the factor: nothing can be solved after it.
+
+        It takes longer than the factor, and pays where it is multiplied with often.
+        """
+        info = ctypes.c_int(0)
+        _call(cython_lapack, f"{self._letter}potri", b"U", len(self._factor), self._factor, len(self._factor), info)
+        lower = np.tril(self._factor)
+        lower += np.triu(lower.T, 1)
+        return lower
 
 
 def _call(module: Any, name: str, *arguments: bytes | int | np.ndarray | ctypes.c_int) -> None:

@@ -34,7 +34,7 @@ class Products:
     def __init__(self, limit: float) -> None:
         self.limit, self.computed = limit, 0
         self._kept: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def gram(self, left: Sequence[Block], right: Sequence[Block]) -> np.ndarray:
         """Return the inner products of rows, of shape (n_left, n_right), float64, summed over blocks."""
@@ -60,12 +60,14 @@ class Products:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            made = product(left.rows, right.rows)
+        # Threads compute beside one another.
+        made = product(left.rows, right.rows)
+        with self._lock:
             self.computed += 1
             self._kept[key] = made
             while self._kept and sum(kept.nbytes for kept in self._kept.values()) > self.limit:
                 self._kept.popitem(last=False)
-            return made
+        return made
 
 
 class Block:

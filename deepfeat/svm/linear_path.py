@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from deepfeat.svm.bordered import Products
 from deepfeat.svm.newton import Problem, State, solve
-from deepfeat.svm.resources import in_threads
-from deepfeat.svm.systems import Products, Rows, Systems
+from deepfeat.svm.systems import Rows, Systems, cut
+from deepfeat.svm.threads import in_threads
 
 #: Steps end when the duality gap is below this part of the objective; rounding does not let it be seen further.
 TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-7}
@@ -44,10 +45,13 @@ class Known(NamedTuple):
     gram : callable, or None
         Gives nearly the products of the rows with one another, see `deepfeat.svm.systems.Rows`: what is computed with
         them are preconditioners.
+    directions : ndarray of shape (p, q), or None
+        An orthonormal basis of nearly the principal directions with the largest variance.
     """
 
     decision: np.ndarray | None = None
     gram: Products | None = None
+    directions: np.ndarray | None = None
 
 
 class Path(NamedTuple):
@@ -76,7 +80,7 @@ def solve_path(
     *,
     moment: np.ndarray | None = None,
     known: Known | None = None,
-    n_jobs: int | None = None,
+    n_jobs: int = 1,
 ) -> Path:
     """Solve k binary problems for each value of C, the least first, each from the solution before.
 
@@ -92,8 +96,8 @@ def solve_path(
     moment : ndarray of shape (p, p), optional
         Rows transposed times rows, where that is known already.
     known : Known, optional
-    n_jobs : int, optional
-        Threads, as in joblib; each takes one problem at a time.
+    n_jobs : int
+        Threads, each of which takes one problem at a time.
 
     Returns
     -------
@@ -103,7 +107,7 @@ def solve_path(
     (n, k), known = signs.shape, known or Known()
     if rows.size <= _SMALL and rows.dtype != np.float64:
         rows, moment = rows.astype(np.float64), None
-    turn = _Compression(rows, known.gram) if rows.shape[1] > n else _Reflection(rows, moment, known.gram)
+    turn = _Compression(rows) if rows.shape[1] > n else _Reflection(rows, moment, known, k)
     coef = np.empty((len(values), k, turn.shared.rows.shape[1]))
     dual, steps = np.empty((len(values), k, n)), np.zeros((len(values), k), int)
 
@@ -144,13 +148,14 @@ def solve_path(
 class _Compression:
     """Rows in as many coordinates as there are rows: the Cholesky factor of their products."""
 
-    def __init__(self, rows: np.ndarray, gram: Products | None) -> None:
+    def __init__(self, rows: np.ndarray) -> None:
         self._rows = rows.astype(np.float64)
         exact = self._rows @ self._rows.T
+        single = exact.astype(rows.dtype)
         # Equal rows make it singular; the ridge is as small as rounding.
         np.fill_diagonal(exact, exact.diagonal() + 1e-12 * len(exact) * exact.diagonal().max())
         self._factor = np.linalg.cholesky(exact)
-        self.shared = Rows(self._factor.astype(rows.dtype), gram=gram)
+        self.shared = Rows(self._factor.astype(rows.dtype), gram=partial(cut, single))
 
     def back(self, coef: np.ndarray) -> np.ndarray:
         """Turn coefficients, one set in a row, into those of the features."""
@@ -165,23 +170,26 @@ class _Reflection:
     diagonal (Higham 2002, Accuracy and Stability of Numerical Algorithms, theorem 10.6).
     """
 
-    def __init__(self, rows: np.ndarray, moment: np.ndarray | None, gram: Products | None) -> None:
-        moment = rows.T @ rows if moment is None else moment
-        basis = _leading_directions(moment, min(_LEADING, len(moment)))
+    def __init__(self, rows: np.ndarray, moment: np.ndarray | None, known: Known, n_problems: int) -> None:
+        basis = known.directions
+        if basis is None:
+            moment = rows.T @ rows if moment is None else moment
+            basis = leading_directions(moment)
         left, _, right = np.linalg.svd(basis[: basis.shape[1]])
         # Turned within its span, the basis differs from the first coordinates by what one reflection undoes.
         self._normals = basis @ (left @ right).T - np.eye(*basis.shape)
         self._twice = 2 * np.linalg.pinv(self._normals, rcond=1e-8)
-        self.shared = Rows(self.back(rows), self.back(self.back(moment).T), gram)
+        turned = None if moment is None else self.back(self.back(moment).T)
+        self.shared = Rows(self.back(rows), turned, known.gram, n_problems)
 
     def back(self, rows: np.ndarray) -> np.ndarray:
         """Reflect rows or coefficients, of shape (n, p); twice makes what was."""
         return np.asarray(rows - (rows @ self._normals.astype(rows.dtype)) @ self._twice.astype(rows.dtype))
 
 
-def _leading_directions(moment: np.ndarray, count: int) -> np.ndarray:
-    """Nearly the principal directions with the largest variance, by subspace iteration; of shape (p, count)."""
-    basis = np.random.default_rng(0).standard_normal((len(moment), count))
+def leading_directions(moment: np.ndarray) -> np.ndarray:
+    """Nearly the principal directions with the largest variance, by subspace iteration; of shape (p, q)."""
+    basis = np.random.default_rng(0).standard_normal((len(moment), min(_LEADING, len(moment))))
     for _ in range(4):
         basis = np.linalg.qr((moment @ basis.astype(moment.dtype)).astype(np.float64))[0]
     return basis

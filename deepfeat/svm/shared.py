@@ -7,7 +7,7 @@ enough; the engine with matrices of its own for each problem goes on from where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from sklearn.utils.class_weight import compute_class_weight
 from threadpoolctl import threadpool_limits
 
 from deepfeat.splits import Fold
-from deepfeat.svm.linear_path import CONVERGED, Known
+from deepfeat.svm.gram import split_columns
+from deepfeat.svm.linear_path import CONVERGED, Known, leading_directions
 from deepfeat.svm.paths import by_weight, greatest, one_against_the_rest
 from deepfeat.svm.resources import Resources
 from deepfeat.svm.search import ENGINES, FoldScores, Scores, Search, fit_best
 from deepfeat.svm.streaming import Columns, Scaled, Solution, Stream, make_columns
-from deepfeat.svm.systems import Gram
+from deepfeat.svm.systems import FEW, Gram
 
 #: Passes are shared up to this mean eigenvalue of a loss's second derivatives, for each problem that shares them,
 #: and for however many there are: beyond, the systems take so many passes that factors are made sooner.
@@ -111,7 +112,8 @@ class _SharedScores(Scores):
         inside = np.zeros((len(X), len(self._trains)), bool)
         for fold, train in enumerate(self._trains):
             inside[rows[train], fold] = True
-        self._stream = Stream(X, self._codes, inside, use.n_jobs, keep=keep)
+        products = None if not keep else lambda kept: use.products.moment(split_columns(kept, use.widths))
+        self._stream = Stream(X, self._codes, inside, use.n_jobs, keep=products)
         self._solved: dict[str, np.ndarray] = {}
         self._columns: dict[str, Columns] = {}
 
@@ -153,7 +155,7 @@ class _SharedScores(Scores):
             if len(easy) < len(order):
                 # The last one goes along, to go on from.
                 later = [*easy[-1:], *order[len(easy) :]]
-                known = [self._known(columns, solution, fold) for fold in range(len(found))]
+                known = self._known(columns, solution)
                 for cells, scores in zip(found, self._score_paths([candidates[i] for i in later], known), strict=True):
                     cells.fill(later, scores)
         return [cells.result() for cells in found]
@@ -182,20 +184,23 @@ class _SharedScores(Scores):
             score = self.score(test, self._classes, *cell, make)
             found[fold].fill([index], FoldScores([score], np.array([gap]), np.array([gap <= CONVERGED]), [cell]))
 
-    def _known(self, columns: Columns, solution: Solution | None, fold: int) -> Known:
-        """What passes tell of a fold's training rows."""
-        rows = self._rows[self._folds[fold][0]]
-        decision = None if solution is None else solution.decision[rows][:, columns.fold == fold].astype(np.float64)
-        gram = self._gram
-        return Known(decision, lambda wanted: gram.of(rows[wanted]))
-
-    @cached_property
-    def _gram(self) -> Gram:
-        """Products of the rows as they are scaled together, nearly those in the scaling of each fold."""
-        gram = Gram(self._stream.rows, 1.0)
-        with threadpool_limits(self._use.n_jobs, "blas"):
-            gram.fill()
-        return gram
+    def _known(self, columns: Columns, solution: Solution | None) -> list[Known]:
+        """What passes tell of each fold's training rows."""
+        directions = leading_directions(self._stream.mean_product)
+        gram = Gram(self._stream.rows)
+        if solution is not None:
+            active = columns.signs[:, self._codes].T * solution.decision < 1
+            few = active.sum(axis=0) <= FEW * len(directions)
+            with threadpool_limits(self._use.n_jobs, "blas"):
+                gram.fill(np.flatnonzero(active[:, few].any(axis=1)))
+        known = []
+        for fold, (train, _) in enumerate(self._folds):
+            rows = self._rows[train]
+            mine = (
+                None if solution is None else solution.decision[np.ix_(rows, columns.fold == fold)].astype(np.float64)
+            )
+            known.append(Known(mine, partial(_products, gram, rows, *self._stream.centred(fold)), directions))
+        return known
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         taken: np.ndarray = self._X[self._rows[rows]]
@@ -222,6 +227,16 @@ class _SharedScores(Scores):
         fitted.classes_, fitted.n_features_in_ = self._classes, len(scaled.mean)
         fitted.n_iter_ = int(steps.max())
         return Pipeline([(scale, scaler), (last, fitted)])
+
+
+def _products(
+    gram: Gram, rows: np.ndarray, away: np.ndarray, square: float, left: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """Products of a fold's rows when they are centred and end in a one, but in the scale of all rows together."""
+    found = gram.of(rows[left], rows[right])
+    found -= away[rows[left], None]
+    found += (1 + square - away[rows[right]]).astype(found.dtype)
+    return found
 
 
 class _Cells:

@@ -4,7 +4,7 @@ The problem is that of `deepfeat.svm.newton` with the squared hinge loss, and so
 for a problem: features are scaled by scaling coefficients, and each Newton system is solved nearly, by
 conjugate gradients, of which every step is one pass over the rows (Keerthi and DeCoste 2005, A modified finite Newton
 method for fast solution of large scale linear SVMs, JMLR 6). The preconditioner is the Hessian that there would be if
-all rows of all folds were active to the same degree: one matrix for all problems, of which a factor is made for each
+all rows of all folds were active to the same degree: one matrix for all problems, of which the inverse is made for each
 order of magnitude of C. All folds and classes share every pass, each from its solution for the value of C before.
 
 That serves rows for which the engine has no memory, since they are read in blocks and never copied; and values of C so
@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deepfeat.svm.cholesky import Factor
 from deepfeat.svm.systems import factorise, scaled
 
 #: Rows of a block; sums over a block are in the precision of the features, sums of blocks in float64.
@@ -138,12 +137,19 @@ class Stream:
     train : ndarray of shape (n, n_folds), bool
         Training rows of each fold.
     n_threads : int
-    keep : bool
-        Whether there is memory for a copy of the rows, which saves time in every pass.
+    keep : callable, optional
+        Where there is memory for a copy of the rows, which saves time in every pass: a function that makes its
+        products of columns, of shape (d, d). All rows are training rows then.
     """
 
     def __init__(
-        self, X: np.ndarray, codes: np.ndarray, train: np.ndarray, n_threads: int, *, keep: bool = False
+        self,
+        X: np.ndarray,
+        codes: np.ndarray,
+        train: np.ndarray,
+        n_threads: int,
+        *,
+        keep: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self._X, self._codes, self._train, self._n_threads = X, codes, train, n_threads
         self._dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
@@ -153,10 +159,11 @@ class Stream:
         self._unit = np.ones(X.shape[1], self._dtype)
         self._kept: np.ndarray | None = None
         with self._threads():
-            if keep:
+            if keep is not None:
                 self._keep_rows(self._scale_folds()[1])
             self.folds, everything = self._scale_folds()
-            self._curvature = _Curvature(self._mean_product(everything))
+            mean = self._mean_product(everything) if keep is None else self._mean_kept_product(keep, everything)
+            self._curvature = _Curvature(mean)
         self._offset = np.array([fold.offset for fold in self.folds])
         self._scale = np.array([fold.scale for fold in self.folds]) / self._unit
 
@@ -211,7 +218,9 @@ class Stream:
 
     def _newton_direction(self, columns: Columns, C: float, here: _Point, weights: np.ndarray) -> np.ndarray:
         """Solve the Newton systems nearly, by preconditioned conjugate gradients that share their passes."""
-        x, where, scale = np.zeros_like(here.gradient), np.arange(len(here.gradient)), 2 * C * here.active
+        x, where = np.zeros_like(here.gradient), np.arange(len(here.gradient))
+        # One matrix for all: a scale of its own for each problem saves next to no pass.
+        scale = 2 * C * float(here.active.max())
         r = -here.gradient
         q = self._precondition(scale, r)
         product = (r * q).sum(axis=1)
@@ -222,7 +231,7 @@ class Stream:
                 break
             if not going.all():
                 columns, weights, where = columns.take(going), weights[:, going], where[going]
-                scale, r, q, product, goal = (part[going] for part in (scale, r, q, product, goal))
+                r, q, product, goal = (part[going] for part in (r, q, product, goal))
             image = q + self._multiply(columns, C, q, weights)
             length = (product / (q * image).sum(axis=1))[:, None]
             x[where] += length * q
@@ -232,17 +241,15 @@ class Stream:
             q = z + (product / before)[:, None] * q
         return x
 
-    def _precondition(self, scale: np.ndarray, r: np.ndarray) -> np.ndarray:
-        z = np.empty_like(r)
-        powers = np.rint(np.log2(np.maximum(scale, np.finfo(float).tiny))).astype(int)
-        groups = [np.flatnonzero(powers == power) for power in np.unique(powers)]
-        self._curvature.prepare([int(powers[group[0]]) for group in groups], self._map)
-        parts = [part for group in groups for part in np.array_split(group, self._n_threads) if len(part)]
+    def _precondition(self, scale: float, r: np.ndarray) -> np.ndarray:
+        inverse = self._curvature.inverse(scale, self._n_threads)
+        z, right = np.empty_like(r), r.astype(inverse.dtype)
+        edges = np.linspace(0, len(inverse), self._n_threads + 1).astype(int)
 
-        def solve(part: np.ndarray) -> None:
-            z[part] = self._curvature.factor(int(powers[part[0]])).solve(r[part])
+        def multiply(part: slice) -> None:
+            z[:, part] = right @ inverse[:, part]
 
-        self._map(solve, parts)
+        self._map(multiply, [slice(*pair) for pair in itertools.pairwise(edges)])
         return z
 
     # Passes over the rows.
@@ -319,6 +326,16 @@ class Stream:
         assert self._kept is not None
         return self._kept
 
+    def centred(self, fold: int) -> tuple[np.ndarray, float]:
+        """Products of the kept rows with the centre of a fold, of shape (n,), and of the centre with itself."""
+        centre = self.folds[fold].offset
+        return self.rows @ centre.astype(self._dtype), float(centre @ centre)
+
+    @property
+    def mean_product(self) -> np.ndarray:
+        """Mean of x xᵀ over all training rows x, scaled together and ending in a one; of shape (d + 1, d + 1)."""
+        return self._curvature.mean
+
     def _keep_rows(self, scaling: Scaled) -> None:
         self._unit = scaling.scale.astype(self._dtype)
         kept = np.empty(self._X.shape, self._dtype)
@@ -382,9 +399,19 @@ class Stream:
         mean[d, d] = 1
         return mean
 
+    def _mean_kept_product(self, products: Callable[[np.ndarray], np.ndarray], scaling: Scaled) -> np.ndarray:
+        """The same from products of the kept rows."""
+        with threadpool_limits(self._n_threads, "blas"):
+            product = products(self.rows).astype(np.float64)
+        scale = scaling.scale / self._unit
+        mean = np.zeros((len(scale) + 1, len(scale) + 1))
+        mean[:-1, :-1] = (product / scaling.n - np.outer(scaling.offset, scaling.offset)) / np.outer(scale, scale)
+        mean[-1, -1] = 1
+        return mean
+
 
 class _Curvature:
-    """Factors of I + scale * mean product, for a scale of any power of two.
+    """The inverse of I + scale * mean product.
 
     Parameters
     ----------
@@ -392,24 +419,19 @@ class _Curvature:
     """
 
     def __init__(self, mean: np.ndarray) -> None:
-        self._mean, self._single = mean, mean.astype(np.float32)
+        self.mean, self._single = mean, mean.astype(np.float32)
         self._largest = float(np.abs(mean).sum(axis=1).max())
-        self._factors: dict[int, Factor] = {}
+        self._made: tuple[int, np.ndarray] | None = None
 
-    def prepare(self, powers: Sequence[int], apply: Callable[[Any, Any], Any]) -> None:
-        """Make factors that are not there yet, and forget those that are not wanted."""
-        missing = [power for power in powers if power not in self._factors]
-        if missing:
-            kept = {power: self._factors[power] for power in powers if power in self._factors}
-            self._factors = kept | dict(zip(missing, apply(self._make, missing), strict=True))
-
-    def factor(self, power: int) -> Factor:
-        """Return a factor that has been prepared."""
-        return self._factors[power]
-
-    def _make(self, power: int) -> Factor:
-        rough = 2.0**power * self._largest * float(np.finfo(np.float32).eps) > _ROUGH
-        return factorise(partial(scaled, self._mean if rough else self._single, 2.0**power), 1.0)
+    def inverse(self, scale: float, n_threads: int) -> np.ndarray:
+        """Return the inverse for a power of two near the scale; the last one is kept."""
+        power = round(math.log2(max(scale, np.finfo(float).tiny)))
+        if self._made is None or self._made[0] != power:
+            rough = 2.0**power * self._largest * float(np.finfo(np.float32).eps) > _ROUGH
+            with threadpool_limits(n_threads, "blas"):
+                factor = factorise(partial(scaled, self.mean if rough else self._single, 2.0**power), 1.0)
+                self._made = power, factor.inverse()
+        return self._made[1]
 
 
 def _describe(n: float, sums: np.ndarray, squares: np.ndarray, shift: np.ndarray, unit: np.ndarray) -> Scaled:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deepfeat.svm.bordered import Bordered, Products
 from deepfeat.svm.cholesky import Factor
 
 if TYPE_CHECKING:
@@ -27,18 +28,18 @@ _FORCING, _STALE, _MAX_ITERATIONS = 1e-3, 10, 50
 _HOPE = 1.3
 
 #: The system of the dual variables is solved up to this many times as many active rows as coefficients.
-_FEW = 1.25
+FEW = 1.25
 
 #: Rows whose products with one another are remembered, as a multiple of the coefficients.
 _REMEMBERED = 4
 
-#: Part of the active rows that a kept factor must have been made with, and part of all rows that counts as nearly all.
-_KNOWN, _NEARLY_ALL = 0.9, 0.9
+#: Rows that are cut out of a matrix at once.
+_BAND = 32
+
+#: Part of the active rows that may have come or gone since a factor was made, and part that counts as nearly all rows.
+_CHANGED, _NEARLY_ALL = 0.1, 0.9
 
 Apply = Callable[[np.ndarray], np.ndarray]
-
-#: Products of rows with one another, of shape (m, m), for the numbers of m rows.
-Products = Callable[[np.ndarray], np.ndarray]
 
 
 class Rows:
@@ -48,11 +49,13 @@ class Rows:
     ----------
     rows : ndarray of shape (n, p), float32 or float64
     gram : callable
-        Makes a new array of the products of some rows, given by their numbers, with one another.
+        Makes a new array of the products of some rows with others, both given by their numbers.
     """
 
-    def __init__(self, rows: np.ndarray, moment: np.ndarray | None = None, gram: Products | None = None) -> None:
-        self.rows = rows
+    def __init__(
+        self, rows: np.ndarray, moment: np.ndarray | None = None, gram: Products | None = None, n_problems: int = 1
+    ) -> None:
+        self.rows, self._n_problems = rows, n_problems
         self.gram = gram or Gram(rows).of
         self._moment, self._lock = moment, threading.RLock()
         self._factors: dict[int, Factor] = {}
@@ -64,6 +67,11 @@ class Rows:
             if self._moment is None:
                 self._moment = self.rows.T @ self.rows
             return self._moment
+
+    @property
+    def price(self) -> float:
+        """Rows whose products would take as long as a problem's share of the moment."""
+        return 0.0 if self._moment is not None else len(self.rows) / self._n_problems
 
     def factor(self, scale: float) -> Factor:
         """Return a factor of I + scale * moment, or of a scale within a factor of 2 of it."""
@@ -92,7 +100,7 @@ class Systems:
         self._shared, self._rows = shared, shared.rows
         self._moment = _Moment(shared)
         self._hessian: tuple[float, Factor] | None = None
-        self._kernel: tuple[np.ndarray, Factor] | None = None
+        self._kernel: Bordered | None = None
 
     def solve(
         self,
@@ -129,7 +137,7 @@ class Systems:
         if not len(active):
             return base, np.zeros(0), base
         part = type(pieces)(*(values[active] for values in pieces))
-        if len(active) <= _FEW * len(base):
+        if len(active) <= FEW * len(base):
             start = np.clip(state.u[active], 0, part.cap)
             return self._solve_few(active, signs[active], part, base, start)
         return self._solve_many(active, signs[active], part, base, state.w, unclipped)
@@ -143,19 +151,19 @@ class Systems:
         def system(x: np.ndarray) -> np.ndarray:
             return np.asarray(ridge * x + signs * multiply(rows, sum_all(rows, signs * x)))
 
-        def kept() -> Apply:
-            assert self._kernel is not None
-            return _extend(*self._kernel, active, ridge + np.einsum("ij,ij->i", rows, rows))
-
         def new() -> Apply:
-            self._kernel = active, factorise(partial(self._shared.gram, active), ridge)
-            return self._kernel[1].solve
+            gram = self._shared.gram
+            factor = factorise(partial(gram, active, active), ridge)
+            self._kernel = Bordered(len(self._rows), active, factor, gram)
+            return factor.solve
 
         def turned(precondition: Apply) -> Apply:
             return lambda r: signs * precondition(signs * r)
 
-        serves = self._kernel is not None and np.isin(active, self._kernel[0], assume_unique=True).mean() > _KNOWN
-        ways = [lambda: turned(kept()), lambda: turned(new())] if serves else [lambda: turned(new())]
+        ways = [lambda: turned(new())]
+        kept = self._kernel
+        if kept is not None and kept.count_changes(active) <= _CHANGED * len(active):
+            ways.insert(0, lambda: turned(kept.inverse(active, ridge)))
         right = 1 + part.shift * ridge - signs * multiply(rows, base)
         u = u + _iterate(system, ways, right - system(u))
         w = base + sum_all(rows, signs * u)
@@ -205,13 +213,17 @@ class _Moment:
         self._changed, self._change = self._rows[:0], np.empty(0)
 
     def aim(self, weights: np.ndarray) -> None:
-        """Take weights, of shape (n,), from where the fewest rows differ: the last ones, or one weight for all."""
+        """Take weights, of shape (n,), from where it takes the fewest rows: the last ones, one weight for all, or 0."""
         values, counts = np.unique(weights, return_counts=True)
-        same = np.count_nonzero(weights == self._weights) if len(self._weights) else -1
-        if counts.max() > same:
-            common = values[counts.argmax()]
-            self._matrix = self._shared.moment * self._rows.dtype.type(common)
-            self._weights = np.full(len(weights), common)
+        common = float(values[counts.argmax()])
+        last = np.count_nonzero(weights != self._weights) if len(self._weights) else np.inf
+        anew, nothing = len(weights) - counts.max() + self._shared.price, np.count_nonzero(weights)
+        if min(anew, nothing) < last:
+            uniform = common if anew < nothing else 0.0
+            p = self._rows.shape[1]
+            empty = np.zeros((p, p), self._rows.dtype)
+            self._matrix = self._shared.moment * self._rows.dtype.type(uniform) if uniform else empty
+            self._weights = np.full(len(weights), uniform)
         change = weights - self._weights
         some = np.flatnonzero(change)
         self._aim, self._changed, self._change = weights, self._rows[some], change[some]
@@ -251,23 +263,27 @@ class Gram:
         self._place = np.full(len(rows), -1)
         self._known = np.empty(0, int)
 
-    def fill(self) -> None:
-        """Compute all products at once, if so many are remembered, which takes less time than bit by bit."""
-        if len(self._matrix) == len(self._rows):
-            with self._lock:
-                self._grow(np.flatnonzero(self._place < 0))
-
-    def of(self, wanted: np.ndarray) -> np.ndarray:
-        """Return a new array of the products of the wanted rows."""
+    def fill(self, some: np.ndarray) -> None:
+        """Compute the products of some rows, if so many are remembered, which takes less time than bit by bit."""
         with self._lock:
+            if len(self._known) + len(some) <= len(self._matrix):
+                self._grow(some)
+
+    def of(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return a new array of the products of some rows with others."""
+        with self._lock:
+            wanted = left if right is left else np.union1d(left, right)
             fresh = wanted[self._place[wanted] < 0]
             if len(self._known) + len(fresh) > len(self._matrix):
                 self._place[:] = -1
                 self._known, fresh = fresh[:0], wanted
             if len(fresh):
                 self._grow(fresh)
-            places = self._place[wanted]
-            return self._matrix[np.ix_(places, places)]
+            places = self._place[left], self._place[right]
+            if len(self._matrix) < len(self._rows):
+                return cut(self._matrix, *places)
+        # What is never forgotten is not written again.
+        return cut(self._matrix, *places)
 
     def _grow(self, fresh: np.ndarray) -> None:
         new, old = self._rows[fresh], len(self._known)
@@ -281,23 +297,19 @@ class Gram:
         self._known = np.concatenate([self._known, fresh])
 
 
+def cut(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Take some rows and columns: in bands, which stay in the cache from one to the other."""
+    taken = np.empty((len(rows), len(columns)), matrix.dtype)
+    for start in range(0, len(rows), _BAND):
+        band = slice(start, start + _BAND)
+        # Numbers are not checked where they are clipped, and the result is not written twice.
+        np.take(matrix[rows[band]], columns, axis=1, out=taken[band], mode="clip")
+    return taken
+
+
 def remembered(n: int, p: int) -> int:
     """How many of n rows in p coordinates have their products remembered."""
     return min(n, _REMEMBERED * p)
-
-
-def _extend(known: np.ndarray, factor: Factor, wanted: np.ndarray, diagonal: np.ndarray) -> Apply:
-    """Use a factor made with some rows for others, of which those that it does not know count by their diagonal."""
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    among = known[place] == wanted
-    place = place[among]
-
-    def precondition(r: np.ndarray) -> np.ndarray:
-        z = r / diagonal
-        z[among] = factor.solve(scatter(r[among], place, len(known)))[place]
-        return np.asarray(z)
-
-    return precondition
 
 
 def _iterate(system: Apply, ways: Sequence[Callable[[], Apply]], right: np.ndarray) -> np.ndarray:
