@@ -45,11 +45,16 @@ Apply = Callable[[np.ndarray], np.ndarray]
 class Rows:
     """What all problems on the same rows share.
 
-    Attributes
+    Parameters
     ----------
     rows : ndarray of shape (n, p), float32 or float64
-    gram : callable
-        Makes a new array of the products of some rows with others, both given by their numbers.
+    moment : ndarray of shape (p, p), optional
+        Rows transposed times rows, where that is known.
+    gram : callable, optional
+        Makes a new array of the products of some rows with others, both given by their numbers; nearly, where it is
+        given.
+    n_problems : int
+        How many share the rows.
     """
 
     def __init__(
@@ -220,9 +225,8 @@ class _Moment:
         anew, nothing = len(weights) - counts.max() + self._shared.price, np.count_nonzero(weights)
         if min(anew, nothing) < last:
             uniform = common if anew < nothing else 0.0
-            p = self._rows.shape[1]
-            empty = np.zeros((p, p), self._rows.dtype)
-            self._matrix = self._shared.moment * self._rows.dtype.type(uniform) if uniform else empty
+            nil = partial(np.zeros, (self._rows.shape[1],) * 2, self._rows.dtype)
+            self._matrix = scaled(self._shared.moment, uniform) if uniform else nil()
             self._weights = np.full(len(weights), uniform)
         change = weights - self._weights
         some = np.flatnonzero(change)
