@@ -188,18 +188,18 @@ class _SharedScores(Scores):
         """What passes tell of each fold's training rows."""
         directions = leading_directions(self._stream.mean_product)
         gram = Gram(self._stream.rows)
-        if solution is not None:
+        # Folds with fewer rows than features are compressed, and have products of their own.
+        if solution is not None and min(len(train) for train, _ in self._folds) > self._X.shape[1]:
             active = columns.signs[:, self._codes].T * solution.decision < 1
             few = active.sum(axis=0) <= FEW * len(directions)
             with threadpool_limits(self._use.n_jobs, "blas"):
                 gram.fill(np.flatnonzero(active[:, few].any(axis=1)))
         known = []
         for fold, (train, _) in enumerate(self._folds):
-            rows = self._rows[train]
-            mine = (
-                None if solution is None else solution.decision[np.ix_(rows, columns.fold == fold)].astype(np.float64)
-            )
-            known.append(Known(mine, partial(_products, gram, rows, *self._stream.centred(fold)), directions))
+            rows, decision = self._rows[train], None
+            if solution is not None:
+                decision = solution.decision[np.ix_(rows, columns.fold == fold)].astype(np.float64)
+            known.append(Known(decision, partial(_products, gram, rows, *self._stream.centred(fold)), directions))
         return known
 
     def _take(self, rows: np.ndarray) -> np.ndarray:

@@ -225,8 +225,9 @@ class _Moment:
         anew, nothing = len(weights) - counts.max() + self._shared.price, np.count_nonzero(weights)
         if min(anew, nothing) < last:
             uniform = common if anew < nothing else 0.0
-            nil = partial(np.zeros, (self._rows.shape[1],) * 2, self._rows.dtype)
-            self._matrix = scaled(self._shared.moment, uniform) if uniform else nil()
+            self._matrix = np.zeros((self._rows.shape[1],) * 2, self._rows.dtype)
+            if uniform:
+                self._matrix = scaled(self._shared.moment, uniform)
             self._weights = np.full(len(weights), uniform)
         change = weights - self._weights
         some = np.flatnonzero(change)
@@ -255,12 +256,10 @@ class Gram:
     ----------
     rows : ndarray of shape (n, p)
         Only so many are remembered at a time; asked for others, it forgets and begins anew.
-    constant : float
-        Added to all products, for a last column that the rows do not have.
     """
 
-    def __init__(self, rows: np.ndarray, constant: float = 0.0) -> None:
-        self._rows, self._constant, self._lock = rows, rows.dtype.type(constant), threading.Lock()
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows, self._lock = rows, threading.Lock()
         capacity = remembered(*rows.shape)
         # Memory is taken by what is written, not by what is reserved.
         self._matrix = np.empty((capacity, capacity), rows.dtype)
@@ -270,8 +269,9 @@ class Gram:
     def fill(self, some: np.ndarray) -> None:
         """Compute the products of some rows, if so many are remembered, which takes less time than bit by bit."""
         with self._lock:
-            if len(self._known) + len(some) <= len(self._matrix):
-                self._grow(some)
+            fresh = some[self._place[some] < 0]
+            if len(self._known) + len(fresh) <= len(self._matrix):
+                self._grow(fresh)
 
     def of(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return a new array of the products of some rows with others."""
@@ -293,10 +293,8 @@ class Gram:
         new, old = self._rows[fresh], len(self._known)
         matrix = self._matrix[: old + len(fresh), : old + len(fresh)]
         np.matmul(self._rows[self._known], new.T, out=matrix[:old, old:])
-        matrix[:old, old:] += self._constant
         matrix[old:, :old] = matrix[:old, old:].T
         np.matmul(new, new.T, out=matrix[old:, old:])
-        matrix[old:, old:] += self._constant
         self._place[fresh] = np.arange(old, old + len(fresh))
         self._known = np.concatenate([self._known, fresh])
 
