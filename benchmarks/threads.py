@@ -14,7 +14,7 @@ from unittest import mock
 from svm import GRIDS, cross_validation, draw
 
 import deepfeat
-from deepfeat.svm import resources
+from deepfeat.svm import threads
 
 #: Threads, and whether BLAS is held to one in each.
 WAYS = {
@@ -27,7 +27,7 @@ WAYS = {
 def seconds(features: Any, n_jobs: int | None, held: bool, **options: Any) -> float:
     """Time one fit."""
     start = time.perf_counter()
-    with contextlib.nullcontext() if held else mock.patch.object(resources, "threadpool_limits"):
+    with contextlib.nullcontext() if held else mock.patch.object(threads, "threadpool_limits"):
         deepfeat.fit_svm(features, test=None, n_jobs=n_jobs, ledger=False, **options)
     return time.perf_counter() - start
 
