@@ -185,7 +185,7 @@ class _LinearPath:
         k = 1 if len(self._classes) == 2 else len(self._classes)
         rows = np.column_stack([X, np.ones(len(X), X.dtype)])
         moment = None
-        if rows.shape[1] <= len(rows) and (known is None or known.directions is None):
+        if rows.shape[1] <= len(rows) and known is None:
             moment = use.products.moment([*split_columns(X, use.widths), Block(rows[:, -1:])])
         self._coef = np.empty((len(candidates), k, rows.shape[1]))
         self.gaps, self._steps = np.empty(len(candidates)), np.empty(len(candidates), int)

@@ -383,13 +383,13 @@ class Stream:
         return folds, everything
 
     def _mean_product(self, scaling: Scaled) -> np.ndarray:
-        """Mean of x xᵀ over all training rows x, scaled together and ending in a one; of shape (d + 1, d + 1)."""
+        """Compute `mean_product` from rows that are not kept."""
         d, lock = self._X.shape[1], threading.Lock()
         mean = np.zeros((d + 1, d + 1))
 
         def add(part: slice) -> tuple[np.ndarray, ...]:
             rows = self._rows(part)[self._train[part].any(axis=1)]
-            rows = ((rows - scaling.offset) / (scaling.scale / self._unit)).astype(self._dtype)
+            rows = ((rows - scaling.offset) / scaling.scale).astype(self._dtype)
             product = rows.T @ rows
             with lock:
                 mean[:d, :d] += product / scaling.n
@@ -400,7 +400,7 @@ class Stream:
         return mean
 
     def _mean_kept_product(self, products: Callable[[np.ndarray], np.ndarray], scaling: Scaled) -> np.ndarray:
-        """The same from products of the kept rows."""
+        """Compute `mean_product` from products of the kept rows."""
         with threadpool_limits(self._n_threads, "blas"):
             product = products(self.rows).astype(np.float64)
         scale = scaling.scale / self._unit
