@@ -112,13 +112,16 @@ def test_two_jobs_and_the_same_seed_give_the_same(store):
 
 
 def fold_coefficients(X, y, folds, monkeypatch):
-    seen = []
+    seen = {}
     original = search.fit_path
 
-    def spy(*args):
-        path = original(*args)
+    def spy(estimator, rows, *args):
+        path = original(estimator, rows, *args)
         pipeline = path.estimator(0)
-        seen.append((pipeline["svm"].coef_, pipeline["scale"].mean_))
+        # Threads fit folds beside one another: which comes first is chance.
+        for number, (train, _) in enumerate(folds):
+            if np.array_equal(rows, X[train]):
+                seen[number] = pipeline["svm"].coef_, pipeline["scale"].mean_
         return path
 
     monkeypatch.setattr(search, "fit_path", spy)
@@ -133,6 +136,7 @@ def test_held_out_rows_do_not_reach_the_fit(monkeypatch):
     poisoned = X.copy()
     poisoned[folds[1][1]] = 1e6
     dirty = fold_coefficients(poisoned, y, folds, monkeypatch)
+    assert sorted(clean) == sorted(dirty) == [0, 1, 2]
     for a, b in zip(clean[1], dirty[1], strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(clean[0][1], dirty[0][1])
