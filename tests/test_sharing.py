@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 import deepfeat
 from deepfeat.svm import linear_path, procedure, shared, streaming
+from deepfeat.svm.paths import one_against_the_rest
 from deepfeat.svm.resources import Resources, take_products
 from deepfeat.svm.search import exact_search, make_pipeline, make_svm
 from deepfeat.svm.shared import pays_to_share, shared_search
@@ -49,6 +50,11 @@ def check_same(alone, together, rtol):
     scale = np.abs(alone.out_of_fold[1]).max()
     np.testing.assert_allclose(together.out_of_fold[1], alone.out_of_fold[1], atol=rtol * scale)
     np.testing.assert_array_equal(together.out_of_fold[2], alone.out_of_fold[2])
+
+
+def one_against_the_rest_of_all(n_classes):
+    signs, costs = one_against_the_rest(np.arange(n_classes), n_classes, np.ones(n_classes))
+    return signs, [costs]
 
 
 def is_easy(limit):
@@ -115,6 +121,32 @@ def test_large_costs_are_not_shared():
     easy = [scores.are_easy({"C": C, "class_weight": None}) for C in (1e-3, 0.499, 0.501, 10.0)]
     assert easy == [True, True, False, False]
     assert not scores.are_easy({"C": 0.499, "class_weight": {"AK": 1.1, "BCC": 1.1, "MEL": 1.1}})
+
+
+def test_fewer_costs_are_shared_where_folds_have_fewer_rows_than_features():
+    X, y = problem(3)
+    X, y = X[:36], np.resize(["AK", "BCC", "MEL"], 36)
+    folds = list(StratifiedKFold(4).split(X, y))
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [D])
+    use = Resources(take_products(None), [D], 1)
+    scores = shared._SharedScores(pipeline, X, y, np.arange(36), folds, "accuracy", use, keep=True)
+    # 2 C times 30 features may be 20.
+    assert [scores.are_easy({"C": C, "class_weight": None}) for C in (0.333, 0.334)] == [True, False]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_steps_go_on_while_the_objective_falls(seed):
+    """Labels are noise, and about as many rows are active as there are coefficients: the gap rises before it falls."""
+    rng = np.random.default_rng(seed)
+    X, codes = rng.standard_normal((210, 100)), rng.integers(2, size=210)
+    stream = streaming.Stream(X, codes, np.ones((210, 1), bool), 1, keep=lambda kept: kept.T @ kept)
+    columns = streaming.make_columns(*one_against_the_rest_of_all(2))
+    start = stream.solve(columns, 1e-2, np.zeros((1, 101))).coef
+    found = stream.solve(columns, 10.0, start)
+    assert found.gap.max() < 1e-9
+    # Which is found from elsewhere, too.
+    straight = stream.solve(columns, 10.0, np.zeros((1, 101))).coef
+    np.testing.assert_allclose(found.coef, straight, atol=1e-4 * np.abs(straight).max())
 
 
 @pytest.mark.parametrize(

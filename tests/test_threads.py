@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from deepfeat.svm.threads import in_threads
+from deepfeat.svm import threads
+from deepfeat.svm.threads import give_way, in_threads
 
 
 def nested(n_parts, number):
@@ -19,7 +20,7 @@ def nested(n_parts, number):
     return sum(in_threads([partial(int, number * part) for part in range(n_parts)], 1))
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 3])
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3, 7])
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 8])
 def test_results_are_in_order(n_threads, at_once):
     found = in_threads((partial(nested, 5, number) for number in range(7)), n_threads, at_once)
@@ -62,6 +63,64 @@ def test_no_more_than_so_many_at_once():
     assert most == 2
 
 
+def test_those_that_give_way_take_turns():
+    """Five of four steps each, of which no more than two are taken at a time."""
+    going, most, steps, lock = 0, 0, [], threading.Lock()
+
+    def task(number):
+        nonlocal going, most
+        for step in range(4):
+            with lock:
+                going += 1
+                most = max(most, going)
+                steps.append(step)
+            time.sleep(0.01)
+            with lock:
+                going -= 1
+            give_way()
+        return number
+
+    assert in_threads([partial(task, number) for number in range(5)], 2, 5) == [0, 1, 2, 3, 4]
+    assert most == 2
+    # One after the other, the last would begin when others have ended.
+    assert steps.index(3) >= 12
+
+
+def test_way_is_given_to_parts_that_another_has_begun():
+    """Which wait for one another, and so for a turn of those whose parts they are."""
+
+    def task():
+        give_way()
+        return sum(in_threads([partial(time.sleep, 0.005)] * 4 + [give_way], 1) == [None] * 5 for _ in range(5))
+
+    assert in_threads([task] * 4, 2, 4) == [5] * 4
+
+
+def test_nothing_gives_way_outside_of_threads():
+    give_way()
+    assert in_threads([give_way, give_way], 1) == [None, None]
+
+
+def test_failure_ends_those_that_give_way():
+    ended = []
+
+    def fail():
+        raise ValueError("no such row")
+
+    def task():
+        try:
+            for _ in range(1000):
+                time.sleep(0.005)
+                give_way()
+        except CancelledError:
+            ended.append(True)
+            raise
+
+    with pytest.raises(ValueError, match="no such row"):
+        in_threads([task, task, fail], 2, 3)
+    assert ended == [True, True]
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 4])
 def test_failure_is_raised_and_ends_the_rest(n_threads):
     begun = []
@@ -100,11 +159,14 @@ def test_interrupt_ends_parts_that_have_not_begun(monkeypatch):
             ended.append(True)
             raise
 
-    def interrupt(*_, **__):
+    def interrupt(*given, **more):
+        if threading.current_thread() is not threading.main_thread():
+            return waited(*given, **more)
         began.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deepfeat.svm.threads.wait", interrupt)
+    waited = threads.wait
+    monkeypatch.setattr(threads, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         in_threads([task], 2)
     assert ended == [True]

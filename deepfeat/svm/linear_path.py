@@ -17,7 +17,7 @@ from scipy.linalg import solve_triangular
 from deepfeat.svm.bordered import Products
 from deepfeat.svm.newton import Problem, State, solve
 from deepfeat.svm.systems import Rows, Systems, cut
-from deepfeat.svm.threads import in_threads
+from deepfeat.svm.threads import give_way, in_threads
 
 #: Steps end when the duality gap is below this part of the objective; rounding does not let it be seen further.
 TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-7}
@@ -40,8 +40,10 @@ class Known(NamedTuple):
 
     Attributes
     ----------
+    C : float
+        A value below those that are wanted.
     decision : ndarray of shape (n, k), float64, or None
-        Products of the rows with nearly the solutions for the least value of C, of the squared hinge loss.
+        Products of the rows with nearly the solutions for it, of the squared hinge loss.
     gram : callable, or None
         Gives nearly the products of the rows with one another, see `deepfeat.svm.systems.Rows`: what is computed with
         them are preconditioners.
@@ -49,6 +51,7 @@ class Known(NamedTuple):
         An orthonormal basis of nearly the principal directions with the largest variance.
     """
 
+    C: float = 0.0
     decision: np.ndarray | None = None
     gram: Products | None = None
     directions: np.ndarray | None = None
@@ -115,14 +118,14 @@ def solve_path(
         state, systems, before = State(n, coef.shape[2]), Systems(turn.shared), 0.0
         problem = Problem(turn.shared.rows, signs[:, column], costs[:, column], loss)
         if known.decision is not None:
-            state.resume(problem, float(min(values)), known.decision[:, column])
+            before = known.C
+            state.resume(problem, before, known.decision[:, column])
         for place in np.argsort(values, kind="stable"):
             C = float(values[place])
-            # What is known was found to a smaller gap than the precision of the rows lets one see here.
-            if before or state.gap > CONVERGED:
-                steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[rows.dtype])
+            steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[rows.dtype])
             coef[place, column], dual[place, column] = state.w, state.u
             before = C
+            give_way()
 
     def polish(place: int, column: int) -> None:
         shared = turn.shared.double

@@ -105,7 +105,10 @@ def fits_memory(needs: Needs, max_memory: float | None) -> bool:
 
 
 class Threads(NamedTuple):
-    """Threads that a fit has, and folds that it works on beside one another, the threads helping one another."""
+    """Threads that a fit has, and folds that it works on beside one another.
+
+    With more threads than folds, threads help one another; with more folds than threads, folds take turns.
+    """
 
     number: int
     n_folds: int
@@ -146,7 +149,9 @@ def count_threads(
     if n_jobs is None or n_jobs < 0:
         threads = next((fewer for fewer in range(threads, 1, -1) if needed(fewer) <= bound), 1)
     if needed(threads) <= bound:
-        beside = next(n for n in range(min(n_folds, threads), 0, -1) if n == 1 or needs.of(threads, n) <= bound)
+        # Folds that have parts need not take turns.
+        most = n_folds if n_parts == 1 < threads else min(n_folds, threads)
+        beside = next(n for n in range(most, 0, -1) if n == 1 or needs.of(max(threads, n), n) <= bound)
         return Threads(threads, beside)
     ways = ["a larger max_memory", "fewer rows", "engine='sklearn', which is slow"]
     for argument, other in instead.items():

@@ -28,8 +28,9 @@ from deepfeat.svm.streaming import Columns, Scaled, Solution, Stream, make_colum
 from deepfeat.svm.systems import FEW, Gram
 
 #: Passes are shared up to this mean eigenvalue of a loss's second derivatives, for each problem that shares them,
-#: and for however many there are: beyond, the systems take so many passes that factors are made sooner.
-_EACH, _AT_MOST = 2.0, 80.0
+#: and for however many there are: beyond, the systems take so many passes that factors are made sooner. Sooner still
+#: where a fold has fewer rows than features, and its factors are small.
+_EACH, _AT_MOST, _AT_MOST_COMPRESSED = 2.0, 80.0, 20.0
 
 #: Features, in numbers of values, below which sharing saves nothing.
 _LEAST = 1_000_000
@@ -117,6 +118,11 @@ class _SharedScores(Scores):
         self._solved: dict[str, np.ndarray] = {}
         self._columns: dict[str, Columns] = {}
 
+    @property
+    def _is_compressed(self) -> bool:
+        """Whether a fold has fewer rows than features and an intercept, see `deepfeat.svm.linear_path`."""
+        return bool(min(len(train) for train, _ in self._folds) <= self._X.shape[1])
+
     def _problems(self, weight: Any) -> Columns:
         """Those of all folds and of the final fit, for a class weight; the same for every C."""
         if repr(weight) not in self._columns:
@@ -138,7 +144,8 @@ class _SharedScores(Scores):
         # there are more rows than features, the active ones among them differ from all the less.
         costs = columns.costs[:, self._codes[self._rows]].mean()
         eigenvalue = 2 * candidate["C"] * costs * self._X.shape[1]
-        return bool(eigenvalue <= min(_EACH * len(columns.fold), _AT_MOST))
+        most = _AT_MOST_COMPRESSED if self._is_compressed else _AT_MOST
+        return bool(eigenvalue <= min(_EACH * len(columns.fold), most))
 
     def _score_folds(self, candidates: list[dict[str, Any]]) -> list[FoldScores]:
         found = [_Cells(len(candidates)) for _ in self._folds]
@@ -152,10 +159,9 @@ class _SharedScores(Scores):
                 solution = self._stream.solve(columns, candidates[index]["C"], coef)
                 coef = self._solved[repr(candidates[index])] = solution.coef
                 self._score_solution(columns, solution, candidates, index, found)
-            if len(easy) < len(order):
-                # The last one goes along, to go on from.
-                later = [*easy[-1:], *order[len(easy) :]]
-                known = self._known(columns, solution)
+            later = order[len(easy) :]
+            if later:
+                known = self._known(columns, solution, candidates[easy[-1]]["C"] if easy else 0.0)
                 for cells, scores in zip(found, self._score_paths([candidates[i] for i in later], known), strict=True):
                     cells.fill(later, scores)
         return [cells.result() for cells in found]
@@ -184,12 +190,12 @@ class _SharedScores(Scores):
             score = self.score(test, self._classes, *cell, make)
             found[fold].fill([index], FoldScores([score], np.array([gap]), np.array([gap <= CONVERGED]), [cell]))
 
-    def _known(self, columns: Columns, solution: Solution | None) -> list[Known]:
-        """What passes tell of each fold's training rows."""
+    def _known(self, columns: Columns, solution: Solution | None, C: float) -> list[Known]:
+        """What passes tell of each fold's training rows, from the solution for a value of C."""
         directions = leading_directions(self._stream.mean_product)
         gram = Gram(self._stream.rows)
-        # Folds with fewer rows than features are compressed, and have products of their own.
-        if solution is not None and min(len(train) for train, _ in self._folds) > self._X.shape[1]:
+        # Compressed folds have products of their own.
+        if solution is not None and not self._is_compressed:
             active = columns.signs[:, self._codes].T * solution.decision < 1
             few = active.sum(axis=0) <= FEW * len(directions)
             with threadpool_limits(self._use.n_jobs, "blas"):
@@ -199,7 +205,7 @@ class _SharedScores(Scores):
             rows, decision = self._rows[train], None
             if solution is not None:
                 decision = solution.decision[np.ix_(rows, columns.fold == fold)].astype(np.float64)
-            known.append(Known(decision, partial(_products, gram, rows, *self._stream.centred(fold)), directions))
+            known.append(Known(C, decision, partial(_products, gram, rows, *self._stream.centred(fold)), directions))
         return known
 
     def _take(self, rows: np.ndarray) -> np.ndarray:

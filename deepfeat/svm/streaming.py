@@ -31,10 +31,14 @@ from deepfeat.svm.systems import factorise, scaled
 BLOCK = 2048
 
 #: Newton steps end when the duality gap is below this part of the objective, or does not fall any more.
-TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-8}
+TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 2e-8}
 
-#: Newton steps at one value of C, and steps without a smaller gap, at most.
-_MAX_STEPS, _PATIENCE = 50, 3
+#: Newton steps at one value of C, and steps without progress, at most. Progress is half of the gap, or an objective
+#: that falls by this part: far from the solution the gap may rise.
+_MAX_STEPS, _PATIENCE, _PROGRESS = 50, 3, 1e-3
+
+#: A gap that may be rounding.
+_SMALL = 1e-5
 
 #: A Newton system is solved to this part of its right side, with so many passes at most.
 _FORCING, _MAX_PASSES = 0.05, 80
@@ -194,14 +198,15 @@ class Stream:
             here = _Point(*(part[live] for part in point))
             found, values = self._step(columns.take(live), C, here, rows.weights[:, live])
             steps[live] += 1
-            waited[live] = np.where(found.gap < 0.5 * here.gap, 0, waited[live] + 1)
+            progress = (found.gap < 0.5 * here.gap) | (found.objective < here.objective * (1 - _PROGRESS))
+            waited[live] = np.where(progress, 0, waited[live] + 1)
             falls = found.objective < here.objective * (1 - self._rounding)
-            better = falls | (found.gap < here.gap)
+            # Where the gap is small, what is no better is rounding; elsewhere a step leads on, and does no harm.
+            better = falls | (found.gap < here.gap) | (here.gap > _SMALL)
             for old, new in zip(point, found, strict=True):
                 old[live[better]] = new[better]
             for old, new in zip(rows, values, strict=True):
                 old[:, live[better]] = new[:, better]
-            # What is no better is rounding.
             waited[live[~better]] = _PATIENCE
         return Solution(point.coef, rows.decision, point.gap, steps)
 
