@@ -189,6 +189,34 @@ def test_steps_of_the_best_length_converge_where_whole_steps_are_not_allowed(mon
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
+def test_a_value_between_leads_where_whole_steps_do_not(monkeypatch):
+    """Labels are noise, and about as many rows are active as there are coefficients."""
+    rng = np.random.default_rng(3)
+    rows = np.column_stack([rng.standard_normal((210, 100)), np.ones(210)])
+    signs = np.where(rng.random(210) < 0.5, 1.0, -1.0)[:, None]
+    tried, minimise = [], newton.minimise
+
+    def record(problem, C, *given, **options):
+        steps, arrived = minimise(problem, C, *given, **options)
+        tried.append((C, arrived))
+        return steps, arrived
+
+    monkeypatch.setattr(newton, "minimise", record)
+    monkeypatch.setattr(newton, "_PATIENCE", 1)
+    path = solve_path(rows, signs, np.ones_like(signs), [1e-2, 1e4])
+    assert (path.gap < 1e-9).all()
+    between = [C for C, _ in tried if 1e-2 < C < 1e4]
+    assert between[0] == pytest.approx(10.0)
+    # What is near is reached by steps of the best length.
+    assert tried[0] == (1e-2, True)
+    assert (1e4, False) in tried
+    assert tried[-1] == (1e4, True)
+    monkeypatch.undo()
+    monkeypatch.setattr(newton, "_NEAR", np.inf)
+    straight = solve_path(rows, signs, np.ones_like(signs), [1e4])
+    np.testing.assert_allclose(path.coef[1], straight.coef[0], atol=1e-6 * np.abs(straight.coef).max())
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_threads_give_the_same(n_jobs):
     X, y = problem("multi-class")
@@ -316,10 +344,12 @@ NEEDS = resources.Size(1000, 100, 4).linear()
 @pytest.mark.parametrize(
     ("n_jobs", "n_parts", "megabytes", "expected"),
     [
-        (None, 1, 100, (4, 4)),
+        (None, 1, 100, (4, 5)),
         (None, 1, 5.5, (3, 3)),
         (-1, 1, 3, (1, 1)),
         (2, 1, 4.1, (2, 2)),
+        (2, 1, 7.1, (2, 4)),
+        (1, 1, 100, (1, 1)),
         (None, 4, 100, (4, 4)),
         (None, 4, 4.3, (4, 2)),
         (None, 4, 2.8, (2, 1)),
@@ -342,7 +372,7 @@ def test_threads_that_were_asked_for_are_not_made_fewer_unsaid():
 
 def test_threads_of_a_joblib_context_are_kept_to():
     with joblib.parallel_config("threading", n_jobs=3):
-        assert resources.count_threads(None, NEEDS, 5, 1, 1e9, {}) == (3, 3)
+        assert resources.count_threads(None, NEEDS, 5, 1, 1e9, {}) == (3, 5)
 
 
 @pytest.mark.parametrize("value", [0, -1.0])

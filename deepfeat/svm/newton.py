@@ -13,11 +13,14 @@ Lagrangian of the constraints is piecewise quadratic, and is minimised several t
 Either way the dual variable of a row is u = clip(shift + slope (1 - y w·x), 0, cap), and the Hessian is
 I + Σ slope x xᵀ over the active rows, those with 0 < u < cap. Whole steps are taken as long as the number of rows that
 change between active and not falls now and then, as in block pivoting (Kim and Park 2011, Fast nonnegative matrix
-factorization, SIAM J. Sci. Comput. 33, section 4); after that steps of the best length, which always converge.
+factorization, SIAM J. Sci. Comput. 33, section 4). After that the way to a value of C leads over one between it and the
+value before; where that is near, steps of the best length are taken, which always converge.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +30,11 @@ from deepfeat.svm.systems import Systems, multiply, scatter, sum_all, sum_rows
 #: Newton steps at one value of C, and rounds of new multipliers for the hinge loss, at most.
 MAX_STEPS, MAX_ROUNDS = 100, 100
 
-#: Whole steps without fewer changes of the active rows, before steps of the best length are taken.
+#: Whole steps without fewer changes of the active rows, before they are given up.
 _PATIENCE = 3
+
+#: How many times the value before a value of C may be without another between them.
+_NEAR = 1.5
 
 #: Longest step along a direction, where 1 leads to the minimum of the piece.
 _LONGEST = 10.0
@@ -103,7 +109,6 @@ class State:
         self.u = 2 * C * problem.costs * np.maximum(1 - problem.signs * f, 0)
         self.w = sum_all(problem.rows, problem.signs * self.u)
         self.f = multiply(problem.rows, self.w)
-        self.gap = problem.gap(C, self.w, self.f, self.u, self.w)
 
 
 def solve(problem: Problem, C: float, before: float, state: State, systems: Systems, tolerance: float) -> int:
@@ -116,13 +121,13 @@ def solve(problem: Problem, C: float, before: float, state: State, systems: Syst
     steps : int
         Number of Newton steps.
     """
-    cap = C * problem.costs
     if problem.loss == "squared_hinge":
-        return minimise(problem, C, Pieces(2 * cap, 0 * cap, cap + np.inf), state, systems, tolerance)
+        return _approach(problem, C, before, state, systems, tolerance)
+    cap = C * problem.costs
     multipliers = np.minimum(state.u * (C / before), cap) if before else np.zeros_like(cap)
     slope, steps, last = cap, 0, np.inf
     for _ in range(MAX_ROUNDS):
-        steps += minimise(problem, C, Pieces(slope, multipliers, cap), state, systems, tolerance)
+        steps += minimise(problem, C, Pieces(slope, multipliers, cap), state, systems, tolerance)[0]
         if state.gap <= tolerance:
             break
         if state.gap > _PROGRESS * last:
@@ -131,8 +136,45 @@ def solve(problem: Problem, C: float, before: float, state: State, systems: Syst
     return steps
 
 
-def minimise(problem: Problem, C: float, pieces: Pieces, state: State, systems: Systems, tolerance: float) -> int:
-    """Take steps until the gap is small, or until the pieces stay the same; return their number."""
+def _approach(problem: Problem, C: float, before: float, state: State, systems: Systems, tolerance: float) -> int:
+    """Solve a problem with the squared hinge loss, by way of a value of C between where whole steps do not lead to it.
+
+    They do not where the active rows become as many as there are coefficients, and one more or less moves all.
+    """
+    start, cap = copy.copy(state), C * problem.costs
+    pieces, far = Pieces(2 * cap, 0 * cap, cap + np.inf), 0 < _NEAR * before < C
+    steps, arrived = minimise(problem, C, pieces, state, systems, tolerance, whole=far)
+    if not arrived:
+        state.w, state.f, state.u = start.w, start.f, start.u
+        between = math.sqrt(before * C)
+        steps += _approach(problem, between, before, state, systems, tolerance)
+        steps += _approach(problem, C, between, state, systems, tolerance)
+    return steps
+
+
+def minimise(
+    problem: Problem,
+    C: float,
+    pieces: Pieces,
+    state: State,
+    systems: Systems,
+    tolerance: float,
+    *,
+    whole: bool = False,
+) -> tuple[int, bool]:
+    """Take steps until the gap is small, or until the pieces stay the same.
+
+    Parameters
+    ----------
+    whole : bool
+        Take none but whole steps.
+
+    Returns
+    -------
+    steps : int
+    arrived : bool
+        Whether steps did not end because whole ones do not lead on.
+    """
     rows, signs = problem.rows, problem.signs
     patience, fewest = _PATIENCE, len(rows) + 1
     unclipped, state.gap = pieces.unclipped(signs, state.f), np.inf
@@ -166,8 +208,10 @@ def minimise(problem: Problem, C: float, pieces: Pieces, state: State, systems: 
             break
         if patience > 0:
             patience = _PATIENCE if changes < fewest else patience - 1
+            if whole and not patience:
+                return step, False
         fewest = min(fewest, changes)
-    return step
+    return step, True
 
 
 def search_line(pieces: Pieces, signs: np.ndarray, state: State, direction: np.ndarray, product: np.ndarray) -> float:
