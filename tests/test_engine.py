@@ -189,6 +189,17 @@ def test_steps_of_the_best_length_converge_where_whole_steps_are_not_allowed(mon
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
+def test_no_factor_is_made_where_the_ridge_is_all(monkeypatch):
+    X, y = problem("wide")
+    scaled = StandardScaler().fit_transform(X)
+    expected = tight("squared_hinge", 1e-7, "balanced").fit(scaled, y).decision_function(scaled)
+    made, make = [], systems.factorise
+    monkeypatch.setattr(systems, "factorise", lambda *given: made.append(given) or make(*given))
+    found = engine_fit(X, y, 1e-7, "balanced").decision_function(X)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    assert not made
+
+
 def test_a_value_between_leads_where_whole_steps_do_not(monkeypatch):
     """Labels are noise, and about as many rows are active as there are coefficients."""
     rng = np.random.default_rng(3)

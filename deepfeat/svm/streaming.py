@@ -201,8 +201,9 @@ class Stream:
             progress = (found.gap < 0.5 * here.gap) | (found.objective < here.objective * (1 - _PROGRESS))
             waited[live] = np.where(progress, 0, waited[live] + 1)
             falls = found.objective < here.objective * (1 - self._rounding)
-            # Where the gap is small, what is no better is rounding; elsewhere a step leads on, and does no harm.
-            better = falls | (found.gap < here.gap) | (here.gap > _SMALL)
+            level = found.objective <= here.objective * (1 + self._rounding)
+            # Where the gap is small, what is no better is rounding; elsewhere it leads on.
+            better = falls | (found.gap < here.gap) | (level & (here.gap > _SMALL))
             for old, new in zip(point, found, strict=True):
                 old[live[better]] = new[better]
             for old, new in zip(rows, values, strict=True):

@@ -167,7 +167,9 @@ class Systems:
 
         ways = [lambda: turned(new())]
         kept = self._kernel
-        if kept is not None and kept.count_changes(active) <= _CHANGED * len(active):
+        if kept is None:
+            ways.insert(0, lambda: lambda r: r / ridge)
+        elif kept.count_changes(active) <= _CHANGED * len(active):
             ways.insert(0, lambda: turned(kept.inverse(active, ridge)))
         right = 1 + part.shift * ridge - signs * multiply(rows, base)
         u = u + _iterate(system, ways, right - system(u))
