@@ -144,6 +144,28 @@ def test_failure_of_a_part_is_raised():
         in_threads([partial(in_threads, [partial(int, 1), fail, partial(int, 2)], 1)], 3)
 
 
+def test_parts_that_come_after_a_failure_are_not_begun():
+    failed, begun, ended = threading.Event(), [], []
+
+    def fail():
+        failed.set()
+        raise ValueError("no such row")
+
+    def late():
+        failed.wait()
+        # By then no thread takes anything more.
+        time.sleep(0.2)
+        try:
+            in_threads([partial(begun.append, number) for number in range(3)], 1)
+        except CancelledError:
+            ended.append(True)
+            raise
+
+    with pytest.raises(ValueError, match="no such row"):
+        in_threads([late, fail], 2)
+    assert (begun, ended) == ([], [True])
+
+
 def test_interrupt_ends_parts_that_have_not_begun(monkeypatch):
     """As Ctrl-C does, which the waiting thread gets."""
     began, ended = threading.Event(), []

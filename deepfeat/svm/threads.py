@@ -92,7 +92,12 @@ class _Team:
 
     def share(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Call functions from a thread of the team, but for those that another has begun."""
-        futures = [self._pool.submit(self._run_in_turn, task) for task in tasks]
+        try:
+            futures = [self._pool.submit(self._run_in_turn, task) for task in tasks]
+        except RuntimeError:
+            # The pool takes no more, since another function has failed.
+            self._check()
+            raise
         found = [self._run(task) if future.cancel() else future for task, future in zip(tasks, futures, strict=True)]
         elsewhere = [each for each in found if isinstance(each, Future)]
         if elsewhere:
