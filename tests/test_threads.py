@@ -65,10 +65,14 @@ def test_no_more_than_so_many_at_once():
 
 def test_those_that_give_way_take_turns():
     """Five of four steps each, of which no more than two are taken at a time."""
-    going, most, steps, lock = 0, 0, [], threading.Lock()
+    going, most, begun, steps, lock = 0, 0, [], [], threading.Lock()
 
     def task(number):
         nonlocal going, most
+        begun.append(number)
+        while len(begun) < 5:
+            time.sleep(0.001)
+            give_way()
         for step in range(4):
             with lock:
                 going += 1
@@ -82,8 +86,8 @@ def test_those_that_give_way_take_turns():
 
     assert in_threads([partial(task, number) for number in range(5)], 2, 5) == [0, 1, 2, 3, 4]
     assert most == 2
-    # One after the other, the last would begin when others have ended.
-    assert steps.index(3) >= 12
+    # Two by two, the first would end before the third begins.
+    assert steps.index(3) >= 10
 
 
 def test_way_is_given_to_parts_that_another_has_begun():
