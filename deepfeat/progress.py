@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 #: Seconds between two lines in a log.
 LOG_INTERVAL = 60.0
 
-_LINE = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} gone, {remaining} left"
+_LINE = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_noinv_fmt}, {elapsed} gone, {remaining} left"
 
 
 def progress_bar(total: int, title: str, unit: str, *, shown: bool, leave: bool = True) -> Any:
@@ -40,8 +40,10 @@ def progress_bar(total: int, title: str, unit: str, *, shown: bool, leave: bool 
     options: dict[str, Any] = {"total": total, "desc": title, "unit": unit, "leave": leave, "disable": not shown}
     if shown and not _moves():
         # maxinterval too, since tqdm redraws after ten seconds otherwise; no line before the first interval is over.
-        pace = dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_INTERVAL)
-        options |= {"file": _Lines(sys.stderr), "miniters": 1, "bar_format": _LINE, **pace}
+        # The rate is that of the last interval: a mean would remember for long how fast the beginning was, where what
+        # an earlier run has stored is only looked at.
+        pace = {**dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_INTERVAL), "miniters": 1, "smoothing": 1}
+        options |= {"file": _Lines(sys.stderr), "unit": f" {unit}", "bar_format": _LINE, **pace}
     return tqdm(**options)
 
 

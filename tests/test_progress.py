@@ -79,6 +79,23 @@ def test_log_has_a_line_for_each_interval(write_to, monkeypatch, leave):
     assert (counts[-1] == 300) == leave
 
 
+def test_log_tells_the_time_left_at_the_pace_of_the_last_interval(write_to, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(tqdm.std, "time", lambda: now)
+    log = write_to(io.StringIO())
+    bar = progress_bar(1_000, "NetA", "image", shown=True)
+    # 500 images that were stored before take a minute, and each 30 others another.
+    for images, seconds in ((500, 61.0), (30, 60.0), (30, 60.0)):
+        now += seconds
+        bar.update(images)
+    bar.close()
+    last = log.getvalue().splitlines()[2]
+    assert last.startswith("NetA: 560 of 1000 (56 %)")
+    # 440 images are left, of which 30 take a minute.
+    assert " 0.50 image/s," in last
+    assert last.endswith(" 14:40 left")
+
+
 @pytest.mark.parametrize("file", [Terminal(), io.StringIO()])
 def test_nothing_is_written_where_nothing_is_to_be_shown(write_to, file):
     write_to(file)
