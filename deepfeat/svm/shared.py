@@ -161,7 +161,7 @@ class _SharedScores(Scores):
                 self._score_solution(columns, solution, candidates, index, found)
             later = order[len(easy) :]
             if later:
-                known = self._known(columns, solution, candidates[easy[-1]]["C"] if easy else 0.0)
+                known = self._known(columns, solution)
                 for cells, scores in zip(found, self._score_paths([candidates[i] for i in later], known), strict=True):
                     cells.fill(later, scores)
         return [cells.result() for cells in found]
@@ -190,8 +190,8 @@ class _SharedScores(Scores):
             score = self.score(test, self._classes, *cell, make)
             found[fold].fill([index], FoldScores([score], np.array([gap]), np.array([gap <= CONVERGED]), [cell]))
 
-    def _known(self, columns: Columns, solution: Solution | None, C: float) -> list[Known]:
-        """What passes tell of each fold's training rows, from the solution for a value of C."""
+    def _known(self, columns: Columns, solution: Solution | None) -> list[Known]:
+        """What passes tell of each fold's training rows, from the solution for the last value of C, if there is one."""
         directions = leading_directions(self._stream.mean_product)
         gram = Gram(self._stream.rows)
         # Compressed folds have products of their own.
@@ -202,9 +202,9 @@ class _SharedScores(Scores):
                 gram.fill(np.flatnonzero(active[:, few].any(axis=1)))
         known = []
         for fold, (train, _) in enumerate(self._folds):
-            rows, decision = self._rows[train], None
+            rows, C, decision = self._rows[train], 0.0, None
             if solution is not None:
-                decision = solution.decision[np.ix_(rows, columns.fold == fold)].astype(np.float64)
+                C, decision = solution.C, solution.decision[np.ix_(rows, columns.fold == fold)].astype(np.float64)
             known.append(Known(C, decision, partial(_products, gram, rows, *self._stream.centred(fold)), directions))
         return known
 

@@ -73,10 +73,11 @@ class Scaled(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Solutions of m problems.
+    """Solutions of m problems for one value of C.
 
     Attributes
     ----------
+    C : float
     coef : ndarray of shape (m, d + 1), float64
         Of scaled features, and the intercept.
     decision : ndarray of shape (n, m), of the type of the features
@@ -86,6 +87,7 @@ class Solution(NamedTuple):
     steps : ndarray of shape (m,), int
     """
 
+    C: float
     coef: np.ndarray
     decision: np.ndarray
     gap: np.ndarray
@@ -209,7 +211,7 @@ class Stream:
             for old, new in zip(rows, values, strict=True):
                 old[:, live[better]] = new[:, better]
             waited[live[~better]] = _PATIENCE
-        return Solution(point.coef, rows.decision, point.gap, steps)
+        return Solution(C, point.coef, rows.decision, point.gap, steps)
 
     def _step(self, columns: Columns, C: float, here: _Point, weights: np.ndarray) -> tuple[_Point, _Rows]:
         """Go one Newton step, or the half, a quarter and so on of it where the objective would rise."""
