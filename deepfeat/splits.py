@@ -99,7 +99,7 @@ def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float, seed: 
         with warnings.catch_warnings():
             # A class with fewer images than folds is expected here, and checked below.
             warnings.simplefilter("ignore", UserWarning)
-            splitter = StratifiedGroupKFold(fraction.denominator, shuffle=True, random_state=seed)
+            splitter = _StratifiedGroupKFold(fraction.denominator, shuffle=True, random_state=seed)
             folds = [test for _, test in splitter.split(labels, labels, sets)]
         test = np.sort(np.concatenate(folds[: fraction.numerator]))
         train = np.setdiff1d(np.arange(len(labels)), test)
@@ -142,7 +142,7 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
     if isinstance(cv, Integral):
         _refuse_small_classes(labels, sets, int(cv), f"{cv} folds")
         if len(np.unique(sets)) < len(sets):
-            folds = list(StratifiedGroupKFold(int(cv), shuffle=True, random_state=seed).split(labels, labels, sets))
+            folds = list(_StratifiedGroupKFold(int(cv), shuffle=True, random_state=seed).split(labels, labels, sets))
         else:
             folds = list(StratifiedKFold(int(cv), shuffle=True, random_state=seed).split(labels, labels))
     elif isinstance(cv, str | type) or not (hasattr(cv, "split") or isinstance(cv, Iterable)):
@@ -169,6 +169,31 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
             )
             raise DataError(msg)
     return folds
+
+
+class _StratifiedGroupKFold(StratifiedGroupKFold):  # type: ignore[misc]
+    """scikit-learn's splitter and its folds, to the last image, in a fraction of the time.
+
+    scikit-learn asks for each group and each fold how even the classes would be if the group came into that fold. Here
+    that is one question for all folds. The method is private: should it be called no more, time is lost and nothing
+    else.
+    """
+
+    def _find_best_fold(
+        self, y_counts_per_fold: np.ndarray, y_cnt: np.ndarray, group_y_counts: np.ndarray
+    ) -> int | None:
+        """Return the fold in which the group leaves the classes most even; among equal ones, that with the fewest."""
+        folds = np.arange(self.n_splits)
+        counts = np.repeat(y_counts_per_fold[None], self.n_splits, axis=0)
+        counts[folds, folds] += group_y_counts
+        unevenness = np.std(counts / y_cnt, axis=1).mean(axis=1).tolist()
+        best, least, fewest = None, math.inf, math.inf
+        for fold, (value, images) in enumerate(zip(unevenness, y_counts_per_fold.sum(axis=1).tolist(), strict=True)):
+            # The tolerances of numpy.isclose, as in scikit-learn.
+            is_close = abs(value - least) <= 1e-8 + 1e-5 * least < math.inf
+            if value < least or (is_close and images < fewest):
+                best, least, fewest = fold, value, images
+        return best
 
 
 def _codes(values: Sequence[Any] | np.ndarray) -> np.ndarray:

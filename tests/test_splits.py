@@ -452,13 +452,28 @@ def test_sets_are_numbered_in_the_order_of_the_groups():
     assert merge_groups(["c", "a", None, "b", "a"], [1, 2, 1, 3, 4]).tolist() == [2, 0, 2, 1, 0]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_folds_of_grouped_images_equal_those_of_scikit_learn(seed):
+@pytest.mark.parametrize(("n_classes", "n_folds"), [(2, 2), (2, 5), (3, 20), (8, 5), (12, 3)])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_folds_of_grouped_images_equal_those_of_scikit_learn(seed, n_classes, n_folds, mixed):
     rng = np.random.default_rng(seed)
-    groups = np.array([f"g{i}" for i in rng.integers(0, 40, 120)], object)
-    labels = np.array(["ab"[int(g[1:]) % 2] for g in groups])
-    folds = make_folds(labels, merge_groups(groups), 4, seed)
-    expected = StratifiedGroupKFold(4, shuffle=True, random_state=seed).split(labels, labels, groups)
+    codes = np.sort(rng.integers(0, 60 * n_classes, 150 * n_classes))
+    # Classes of very different sizes; equal counts in many groups, so that ties have to be broken alike.
+    labels = rng.integers(0, n_classes, len(codes)) if mixed else np.floor(n_classes * (codes / 60 / n_classes) ** 2)
+    groups, labels = np.array([f"g{code}" for code in codes], object), np.array([f"c{code:g}" for code in labels])
+    folds = make_folds(labels, merge_groups(groups), n_folds, seed)
+    expected = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(labels, labels, groups)
     for (train, test), (other_train, other_test) in zip(folds, expected, strict=True):
         np.testing.assert_array_equal(train, other_train)
         np.testing.assert_array_equal(test, other_test)
+
+
+def test_folds_of_grouped_images_do_not_take_scikit_learns_time(monkeypatch):
+    """That its search for the best fold is another one here, which is private and could lose its name."""
+    asked = []
+    monkeypatch.setattr(StratifiedGroupKFold, "_find_best_fold", lambda *a, **k: asked.append(1) or 0)
+    groups = np.repeat(np.arange(20), 2)
+    make_folds(np.tile(["a", "b"], 20), merge_groups(groups), 4, 0)
+    assert not asked
+    list(StratifiedGroupKFold(4).split(groups, np.tile(["a", "b"], 20), groups))
+    assert asked
