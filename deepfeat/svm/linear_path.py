@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import solve_triangular
+from sklearn.preprocessing import StandardScaler
 
 from deepfeat.svm.bordered import Products
 from deepfeat.svm.newton import Problem, State, solve
@@ -49,12 +50,15 @@ class Known(NamedTuple):
         them are preconditioners.
     directions : ndarray of shape (p, q), or None
         An orthonormal basis of nearly the principal directions with the largest variance.
+    scaler : StandardScaler, or None
+        Fitted to the rows.
     """
 
     C: float = 0.0
     decision: np.ndarray | None = None
     gram: Products | None = None
     directions: np.ndarray | None = None
+    scaler: StandardScaler | None = None
 
 
 class Path(NamedTuple):

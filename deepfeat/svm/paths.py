@@ -95,9 +95,9 @@ class _PipelinePath:
         use: Resources,
         known: Known | None = None,
     ) -> None:
-        self._steps = []
+        self._steps, scaler = [], known and known.scaler
         for name, step in pipeline.steps[:-1]:
-            fitted = clone(step).fit(X, y)
+            fitted = scaler or clone(step).fit(X, y)
             X = fitted.transform(X)
             self._steps.append((name, fitted))
         self._last, estimator = pipeline.steps[-1]

@@ -205,7 +205,8 @@ class _SharedScores(Scores):
             rows, C, decision = self._rows[train], 0.0, None
             if solution is not None:
                 C, decision = solution.C, solution.decision[np.ix_(rows, columns.fold == fold)].astype(np.float64)
-            known.append(Known(C, decision, partial(_products, gram, rows, *self._stream.centred(fold)), directions))
+            products = partial(_products, gram, rows, *self._stream.centred(fold))
+            known.append(Known(C, decision, products, directions, _fitted_scaler(self._stream.folds[fold])))
         return known
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
@@ -225,14 +226,18 @@ class _SharedScores(Scores):
         self, candidate: Mapping[str, Any], scaled: Scaled, coef: np.ndarray, steps: np.ndarray
     ) -> Pipeline:
         (scale, _), (last, svm) = self._pipeline.steps
-        scaler = StandardScaler()
-        scaler.mean_, scaler.var_, scaler.scale_ = scaled.mean, scaled.variance, scaled.scale
-        scaler.n_samples_seen_, scaler.n_features_in_ = scaled.n, len(scaled.mean)
         fitted = clone(svm).set_params(C=candidate["C"], class_weight=candidate["class_weight"])
         fitted.coef_, fitted.intercept_ = coef[:, :-1].copy(), coef[:, -1].copy()
         fitted.classes_, fitted.n_features_in_ = self._classes, len(scaled.mean)
         fitted.n_iter_ = int(steps.max())
-        return Pipeline([(scale, scaler), (last, fitted)])
+        return Pipeline([(scale, _fitted_scaler(scaled)), (last, fitted)])
+
+
+def _fitted_scaler(scaled: Scaled) -> StandardScaler:
+    scaler = StandardScaler()
+    scaler.mean_, scaler.var_, scaler.scale_ = scaled.mean, scaled.variance, scaled.scale
+    scaler.n_samples_seen_, scaler.n_features_in_ = scaled.n, len(scaled.mean)
+    return scaler
 
 
 def _products(
