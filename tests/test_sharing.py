@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_classification
 from sklearn.metrics import recall_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 import deepfeat
@@ -193,6 +193,60 @@ def test_rows_of_a_fold_alone_decide(monkeypatch):
         np.testing.assert_allclose(another[0].scale_, one[0].scale_, rtol=1e-7)
         largest = np.abs(one[-1].coef_).max()
         np.testing.assert_allclose(another[-1].coef_, one[-1].coef_, atol=1e-4 * largest)
+
+
+@pytest.mark.parametrize("keep", [None, lambda rows: rows.T @ rows], ids=["read", "kept"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1200, 5350, 6920])
+def test_rows_are_scaled_as_scikit_learn_scales_them(n, dtype, keep):
+    """Units that answer to one image are constant where it is held out, and others vary little about a large value."""
+    rng = np.random.default_rng(n)
+    X = rng.standard_normal((n, 200))
+    rare, large = np.arange(60), np.arange(60, 80)
+    X[:, rare] = 0
+    X[rng.choice(1000, 60, replace=False), rare] = rng.uniform(0.01, 3, 60)
+    X[:, large] = 2**13 + X[:, large] * np.geomspace(1e-9 if dtype == np.float64 else 1e-2, 1, 20)
+    X[:, 80], X[:, 81:83] = 1 / 3, 1e-7 * X[:, 81:83]
+    X = X.astype(dtype)
+    trains = [train for train, _ in KFold(3).split(X)]
+    inside = np.zeros((n, 3), np.float32)
+    for fold, train in enumerate(trains):
+        inside[train, fold] = 1
+    stream = streaming.Stream(X, np.zeros(n, int), inside, 1, keep=keep)
+    n_constant = []
+    for found, train in zip(stream.folds, trains, strict=True):
+        expected = StandardScaler().fit(X[train])
+        np.testing.assert_allclose(found.scale, expected.scale_, rtol=1e-3)
+        np.testing.assert_allclose(found.mean, expected.mean_, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(found.scale == 1, expected.scale_ == 1)
+        n_constant.append(int((expected.scale_ == 1).sum()))
+    assert max(n_constant) > 5
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-2, 1e3])
+def test_features_that_held_out_rows_alone_have_do_no_harm(limit, monkeypatch):
+    monkeypatch.setattr(shared._SharedScores, "are_easy", is_easy(limit))
+    X, y = problem(3)
+    rows = np.random.default_rng(0).choice(len(X), 15, replace=False)
+    X[:, 10:25] = 0
+    X[rows, np.arange(10, 25)] = 0.3
+    alone, together = searches(X, y, {"C": [1e-4, 1e-2], "class_weight": [None]})
+    check_same(alone, together, 1e-3)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-2, 1e3])
+def test_rows_that_a_fold_repeats_count_as_often(limit, monkeypatch):
+    monkeypatch.setattr(shared._SharedScores, "are_easy", is_easy(limit))
+    X, y = problem(2)
+    oversampled = [
+        (np.concatenate([train, np.repeat(train[y[train] == "BCC"], 4)]), test)
+        for train, test in StratifiedKFold(4).split(X, y)
+    ]
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [D])
+    use, grid = Resources(take_products(None), [D], 1), {"C": [1e-4, 1e-2, 1.0], "class_weight": ["balanced", None]}
+    alone = exact_search(pipeline, grid, X, y, oversampled, "accuracy", use)
+    together = shared_search(pipeline, grid, X, y, np.arange(len(y)), oversampled, "accuracy", use, refit="auto")
+    check_same(alone, together, 1e-3)
 
 
 def test_inverses_are_as_precise_as_the_scale_wants():

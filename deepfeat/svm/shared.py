@@ -110,9 +110,9 @@ class _SharedScores(Scores):
         self._codes[rows] = codes
         # The last is for the final fit.
         self._trains = [*(train for train, _ in folds), np.arange(len(rows))]
-        inside = np.zeros((len(X), len(self._trains)), bool)
+        inside = np.zeros((len(X), len(self._trains)), np.float32)
         for fold, train in enumerate(self._trains):
-            inside[rows[train], fold] = True
+            np.add.at(inside[:, fold], rows[train], 1)
         products = None if not keep else lambda kept: use.products.moment(split_columns(kept, use.widths))
         self._stream = Stream(X, self._codes, inside, use.n_jobs, keep=products)
         self._solved: dict[str, np.ndarray] = {}

@@ -46,6 +46,9 @@ _FORCING, _MAX_PASSES = 0.05, 80
 #: Shortest part of a step that is tried; and the part of the objective that is rounding, in units of it.
 _SHORTEST, _ROUNDING = 1e-3, 8
 
+#: Rounding of a sum of n squares and of the square of a sum, in units of n times their mean.
+_EQUAL = 4
+
 #: Blocks with fewer active rows than this part leave the others out.
 _FEW = 0.5
 
@@ -140,8 +143,8 @@ class Stream:
         In memory or mapped from a file.
     codes : ndarray of shape (n,), int
         Class of each row.
-    train : ndarray of shape (n, n_folds), bool
-        Training rows of each fold.
+    train : ndarray of shape (n, n_folds), float32
+        How many times each row is a training row of each fold.
     n_threads : int
     keep : callable, optional
         Where there is memory for a copy of the rows, which saves time in every pass: a function that makes its
@@ -160,7 +163,7 @@ class Stream:
         self._X, self._codes, self._train, self._n_threads = X, codes, train, n_threads
         self._dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
         self._rounding = _ROUNDING * float(np.finfo(self._dtype.type).eps)
-        # Near the mean of every fold, so that nothing is lost where a feature varies little about a large value.
+        # Near the mean of the folds, so that nothing is lost where a feature varies little about a large value.
         self._shift = np.asarray(X[np.flatnonzero(train.any(axis=1))[:BLOCK]], self._dtype).mean(axis=0)
         self._unit = np.ones(X.shape[1], self._dtype)
         self._kept: np.ndarray | None = None
@@ -444,10 +447,12 @@ class _Curvature:
 
 def _describe(n: float, sums: np.ndarray, squares: np.ndarray, shift: np.ndarray, unit: np.ndarray) -> Scaled:
     """Scaling from the number, sums and sums of squares of rows that are shifted, and in some unit."""
-    off, unit = sums / n, unit.astype(np.float64)
+    off, unit, eps = sums / n, unit.astype(np.float64), np.finfo(np.float64).eps
     mean = off * unit + shift
     variance = np.maximum(squares / n - off * off, 0) * unit**2
-    constant = np.sqrt(variance) <= 10 * np.finfo(np.float32).eps * np.abs(mean)
+    # What rounding leaves of a constant: of these sums, where the shift is not that of the fold's rows since others
+    # differ; and of the rows themselves, as in scikit-learn.
+    constant = variance <= _EQUAL * eps * squares * unit**2 + (n * mean * eps) ** 2
     return Scaled(round(n), off, mean, variance, np.where(constant, 1.0, np.sqrt(variance)))
 
 
