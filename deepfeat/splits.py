@@ -78,13 +78,14 @@ def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float, seed: 
     Raises
     ------
     UsageError
-        If ``test_size`` is not between 0 and 1.
+        If ``test_size`` is not between 0 and 1, or ``seed`` is none that NumPy takes.
     DataError
         If there is one class only, or a class too small for both sides.
     """
     if not isinstance(test_size, Real) or not 0 < test_size < 1:
         msg = f"test_size is {test_size!r}: use a share between 0 and 1, such as 0.2"
         raise UsageError(msg)
+    _refuse_seed(seed)
     share = float(test_size)
     sets = merge_groups(groups)
     sets_per_class = _refuse_small_classes(labels, sets, 2, "a train and a test side")
@@ -130,12 +131,13 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
     Raises
     ------
     UsageError
-        If ``cv`` is none of these.
+        If ``cv`` is none of these, or ``seed`` is none that NumPy takes.
     DataError
         If there is one class only, a class has fewer sets than folds, a fold
         trains without one of the classes, a set is in train and test of one fold,
         or the splitter refuses the data.
     """
+    _refuse_seed(seed)
     if isinstance(cv, bool) or (isinstance(cv, Integral) and cv < 2):
         msg = f"cv is {cv}: use 2 or more folds, or a scikit-learn splitter"
         raise UsageError(msg)
@@ -223,6 +225,12 @@ def _index_arrays(cv: Iterable[Any], n_images: int) -> list[Fold]:
                 )
                 raise UsageError(msg)
     return folds
+
+
+def _refuse_seed(seed: Any) -> None:
+    if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
+        msg = f"seed is {seed!r}: use a whole number from 0 to {2**32 - 1}"
+        raise UsageError(msg)
 
 
 def _refuse_small_side(n_images: int, n_classes: int, share: float) -> None:

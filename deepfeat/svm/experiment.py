@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,16 @@ from deepfeat.svm.procedure import Learned, Outcome, Procedure
 from deepfeat.svm.record import describe_fit
 from deepfeat.svm.result import SVMResult
 from deepfeat.svm.samples import Grouping, Samples, binarise, load_samples
-from deepfeat.svm.search import CLASSIFIERS, LOSSES, PARAMETERS, Search, check_class_weights, converged, make_svm
+from deepfeat.svm.search import (
+    CLASSIFIERS,
+    LOSSES,
+    PARAMETERS,
+    Search,
+    check_class_weights,
+    converged,
+    make_svm,
+    refuse_scorer,
+)
 from deepfeat.svm.selection import is_choice
 
 #: What does the work: the engine for the kind of SVM, or scikit-learn.
@@ -127,7 +137,8 @@ def fit_svm(
         out-of-fold decision values: "recall>=0.9", "specificity>=0.9", "precision>=0.5", "f1", "balanced_accuracy" or
         "accuracy"; see `deepfeat.operating_points.choose_threshold`.
     scoring : str or callable
-        Any scorer of scikit-learn.
+        A scorer of scikit-learn. One that is named is asked about decision values and predictions alone: those that
+        need probabilities cannot score an SVM, and "f1" and the like need ``positive``.
     engine : {"auto", "sklearn"}
         "auto" solves the same problems exactly, all candidates of a fold together: LinearSVC by Newton's method along
         the path of C, SVC by libsvm on kernels that are computed once. "sklearn" fits each candidate on each
@@ -200,6 +211,7 @@ def fit_svm(
         calibrate=(calibrate, (False, True, *METHODS)),
     )
     _check_scoring(scoring)
+    _check_numbers(max_memory=max_memory, n_jobs=n_jobs)
     check_ledger(ledger)
     wish = _read_threshold(threshold, positive)
     svm = make_svm(kernel, loss, classifier, seed)
@@ -209,10 +221,15 @@ def fit_svm(
     if positive is not None:
         samples = binarise(samples, positive)
     classes = np.unique(samples.target).tolist() if positive is None else [f"not {positive}", positive]
+    _refuse_names_of_columns(classes)
     train, held_out = _train_and_test(samples, test, seed)
     y = samples.target[train]
     folds = make_folds(y, samples.sets[train], cv, seed)
-    refuse_seen(samples, held_out if len(held_out) else train[np.unique(np.concatenate([rows for _, rows in folds]))])
+    inner = _inner_folds(samples, train, folds, cv, seed) if nested else []
+    tested = train[np.unique(np.concatenate([rows for _, rows in folds]))]
+    for scored in [held_out] * bool(len(held_out)) + [tested] * (nested or not len(held_out)):
+        refuse_seen(samples, scored)
+    refuse_scorer(scoring, y)
     weights = _by_target(class_weight, classes, positive)
     check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
     client = joblib_client() if client is None else client
@@ -236,7 +253,7 @@ def fit_svm(
     learned = procedure.learn(samples, train, folds)
     outcome, estimate = learned.out_of_fold, None
     if nested:
-        outcome, choices = _repeat_in_folds(procedure, samples, train, folds, cv, seed)
+        outcome, choices = _repeat_in_folds(procedure, samples, train, folds, inner)
     tables = [_predictions(learned.samples, train, outcome, classes, positive)]
     if len(held_out):
         tables.append(_predictions(samples, held_out, learned.predict(held_out, "test"), classes, positive))
@@ -274,24 +291,39 @@ def fit_svm(
     return result
 
 
+def _inner_folds(samples: Samples, train: np.ndarray, folds: Sequence[Fold], cv: Any, seed: int) -> list[list[Fold]]:
+    """Folds of the training part of each fold."""
+    if not (isinstance(cv, Integral) or hasattr(cv, "split")):
+        raise UsageError("nested=True makes folds of the training part of each fold: pass cv as a number or a splitter")
+    found = []
+    for number, (rows, _) in enumerate(folds):
+        try:
+            found.append(make_folds(samples.target[train[rows]], samples.sets[train[rows]], cv, seed))
+        except DataError as error:
+            msg = f"nested=True makes folds of the training part of fold {number}, in which {error}"
+            raise DataError(msg) from error
+    return found
+
+
 def _repeat_in_folds(
-    procedure: Procedure, samples: Samples, train: np.ndarray, folds: Sequence[Fold], cv: Any, seed: int
+    procedure: Procedure, samples: Samples, train: np.ndarray, folds: Sequence[Fold], inner: Sequence[list[Fold]]
 ) -> tuple[Outcome, pd.DataFrame]:
     """Learn on the training part of each fold and predict its test part."""
-    if not (isinstance(cv, int) or hasattr(cv, "split")):
-        raise UsageError("nested=True makes folds of the training part of each fold: pass cv as a number or a splitter")
     n_classes = len(np.unique(samples.target))
-    predicted = np.empty(len(train), samples.target.dtype)
+    predicted = np.zeros(len(train), samples.target.dtype)
     decision = np.full((len(train), n_classes), np.nan)
     chances = None if procedure.calibrate is None else decision.copy()
     fold = np.full(len(train), -1, object)
     choices = []
-    items = [(train[inner], train[outer], number) for number, (inner, outer) in enumerate(folds)]
+    items = [
+        (train[rows], train[others], number, folds_of_rows)
+        for number, ((rows, others), folds_of_rows) in enumerate(zip(folds, inner, strict=True))
+    ]
     if procedure.crew is None:
-        parts = [_learn_and_predict(procedure, cv, seed, samples, *item) for item in items]
+        parts = [_learn_and_predict(procedure, samples, *item) for item in items]
     else:
         alone = replace(procedure, crew=None, n_jobs=1)
-        parts = procedure.crew.call(partial(_learn_and_predict, alone, cv, seed), items)
+        parts = procedure.crew.call(partial(_learn_and_predict, alone), items)
     for (found, choice), (_, outer) in zip(parts, folds, strict=True):
         predicted[outer], decision[outer], fold[outer] = found.predicted, found.decision, found.fold
         if chances is not None:
@@ -301,10 +333,10 @@ def _repeat_in_folds(
 
 
 def _learn_and_predict(
-    procedure: Procedure, cv: Any, seed: int, samples: Samples, rows: np.ndarray, others: np.ndarray, number: int
+    procedure: Procedure, samples: Samples, rows: np.ndarray, others: np.ndarray, number: int, folds: list[Fold]
 ) -> tuple[Outcome, dict[str, Any]]:
     """Learn on some rows and predict others: what they say, and what was chosen."""
-    learned = procedure.learn(samples, rows, make_folds(samples.target[rows], samples.sets[rows], cv, seed))
+    learned = procedure.learn(samples, rows, folds)
     return learned.predict(others, number), _describe_choice(learned)
 
 
@@ -355,9 +387,23 @@ def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
 def _check_scoring(scoring: Any) -> None:
     known = get_scorer_names()
     if isinstance(scoring, str) and scoring not in known:
-        near = difflib.get_close_matches(scoring, known, 3) or ["balanced_accuracy", "f1_macro", "roc_auc_ovr"]
+        near = difflib.get_close_matches(scoring, known, 3) or ["balanced_accuracy", "f1_macro", "matthews_corrcoef"]
         msg = f"scoring is {scoring!r}: use a scorer of scikit-learn such as {', '.join(map(repr, near))}"
         raise UsageError(msg)
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if not (value is None or (isinstance(value, Real) and not isinstance(value, bool))):
+            msg = f"{name} is {value!r}: use a number, or None"
+            raise UsageError(msg)
+
+
+def _refuse_names_of_columns(classes: list[Any]) -> None:
+    taken = [name for name in classes if name in ("label", "predicted", "group", "fold")]
+    if taken:
+        msg = f"a class is called {taken[0]!r}, as is a column of the predictions: rename it, {{old: new}} as labels="
+        raise DataError(msg)
 
 
 def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -381,6 +427,13 @@ def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray,
         raise DataError(msg)
     if len(held_out) and not len(train):
         raise DataError("all images are test images in the stored split: pass test=0.2 or test=None")
+    strange = sorted(set(samples.target[held_out].tolist()) - set(samples.target[train].tolist()), key=str)
+    if strange:
+        msg = (
+            f"the stored split has images of the class {strange[0]!r} in the test alone: make another with "
+            "deepfeat.split_table, pass test=0.2 or test=None, or leave the class out by labels="
+        )
+        raise DataError(msg)
     return train, held_out
 
 
@@ -392,17 +445,19 @@ def _by_target(class_weight: Any, classes: list[Any], positive: str | None) -> A
         return [_by_target(weight, classes, positive) for weight in class_weight]
     if isinstance(class_weight, Mapping):
         names = dict(zip(classes, (False, True), strict=True))
-        return {names.get(label, label): weight for label, weight in class_weight.items()}
+        check_class_weights([class_weight], classes)
+        return {names[label]: weight for label, weight in class_weight.items()}
     return class_weight
 
 
 def _predictions(
     samples: Samples, rows: np.ndarray, outcome: Outcome, classes: list[Any], positive: str | None
 ) -> pd.DataFrame:
-    labels, predicted = samples.y[rows], outcome.predicted
+    labels, predicted = samples.y[rows], outcome.predicted.astype(object)
     if positive is not None:
         names = np.array(classes, object)
         labels, predicted = names[labels.astype(int)], names[predicted.astype(int)]
+    predicted[outcome.fold == -1] = None
     table = pd.DataFrame(
         {"label": labels, "predicted": predicted},
         index=pd.Index(samples.ids[rows], dtype=object, name="image_id"),

@@ -113,6 +113,7 @@ class Procedure:
             Numbers within ``rows``.
         """
         y = samples.target[rows]
+        self._check_folds(len(folds))
 
         def search(chosen: Samples) -> Search:
             return self._search(chosen, rows, y, folds)
@@ -124,7 +125,7 @@ class Procedure:
             found = search(samples)
         predicted, decision, fold = found.out_of_fold
         tested = fold >= 0
-        self._check_folds(fold[tested])
+        self._check_folds(len(np.unique(fold[tested])))
         chances = calibrator = None
         if self.calibrate is not None:
             calibrator = fit_calibrator(decision[tested], y[tested], self.calibrate)
@@ -175,8 +176,8 @@ class Procedure:
             needs, n_parts = size.streamed(n_folds * n_parts), n_rows
         return streamed, count_threads(self.n_jobs, needs, n_folds, n_parts, self.max_memory, instead)
 
-    def _check_folds(self, fold: np.ndarray) -> None:
-        if len(np.unique(fold)) < 2 and (self.calibrate is not None or isinstance(self.threshold, Wish)):
+    def _check_folds(self, n_folds: int) -> None:
+        if n_folds < 2 and (self.calibrate is not None or isinstance(self.threshold, Wish)):
             raise DataError("calibration and a threshold's wish need two folds or more: cv gives one")
 
     def _choose(self, y: np.ndarray, values: np.ndarray) -> float | None:

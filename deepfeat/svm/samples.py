@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,20 +129,20 @@ class Grouping:
             notes.append(f"{n_missing} image(s) without a group count as a group of their own")
         return kept
 
-    def pairs(self, ids: np.ndarray, known: np.ndarray) -> np.ndarray | None:
-        """Row numbers, of shape (m, 2), of the duplicates that are among the ids; all must be known."""
+    def pairs(self, ids: np.ndarray) -> np.ndarray | None:
+        """Row numbers, of shape (m, 2), of the duplicates; all must be among the ids."""
         if self.duplicates is None:
             return None
         if not {"image_a", "image_b"} <= set(getattr(self.duplicates, "columns", ())):
             msg = "duplicates has no columns image_a and image_b: pass the table of deepfeat.find_duplicates"
             raise UsageError(msg)
         given = self.duplicates[["image_a", "image_b"]].to_numpy(object)
-        strange = given[~np.isin(given.astype(str), known.astype(str))]
-        if len(strange):
-            msg = f"duplicates names {strange[0]!r}, which is none of the images: find them again in this store"
+        rows = np.asarray(pd.Index(ids, dtype=object).get_indexer(given.astype(str).ravel())).reshape(-1, 2)
+        if (rows < 0).any():
+            strange = given[rows < 0][0]
+            msg = f"duplicates names {strange!r}, which is none of the images: find them again in this store"
             raise DataError(msg)
-        rows = pd.Index(ids, dtype=object).get_indexer(given.ravel()).reshape(-1, 2)
-        return np.asarray(rows[(rows >= 0).all(axis=1)])
+        return rows
 
 
 def load_samples(
@@ -166,7 +166,7 @@ def load_samples(
 
 def binarise(samples: Samples, positive: str) -> Samples:
     """Turn the labels into True for one class and False for the rest."""
-    if positive not in set(samples.y):
+    if not isinstance(positive, Hashable) or positive not in set(samples.y):
         msg = f"positive is {positive!r}, which no image has: the labels are {sorted(set(samples.y), key=str)}"
         raise UsageError(msg)
     return replace(samples, y=samples.y == positive)
@@ -178,8 +178,8 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
         raise UsageError(msg)
     X, y = np.asarray(arrays[0]), np.asarray(arrays[1], dtype=object)
     groups = np.asarray(arrays[2] if len(arrays) == 3 and arrays[2] is not None else [None] * len(X), dtype=object)
-    if X.ndim != 2 or not len(X) == len(y) == len(groups):
-        msg = f"X has shape {X.shape}, y {y.shape}, groups {groups.shape}: X is (n, d) and the others (n,)"
+    if X.ndim != 2 or not X.size or not y.shape == groups.shape == X.shape[:1]:
+        msg = f"X has shape {X.shape}, y {y.shape}, groups {groups.shape}: X is (n, d), not empty, and the others (n,)"
         raise UsageError(msg)
     ids = np.array([str(i) for i in range(len(X))], dtype=object)
     if any(isinstance(label, bool | np.bool_) for label in y):
@@ -191,10 +191,11 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
     keep = grouping.keep(table, _labelled(table, notes), notes)
     rows = table[keep]
     X = X if keep.all() else X[keep]
-    X = X if X.dtype.kind == "f" else X.astype(np.float64)
+    if X.dtype not in (np.float32, np.float64):
+        X = X.astype(np.float32 if X.dtype == np.float16 else np.float64)
     _refuse_not_finite(X, rows["image_id"].to_numpy(object))
-    sets = merge_groups(rows["group"].tolist(), None, grouping.pairs(rows["image_id"].to_numpy(object), ids))
-    return _samples(X, rows, sets, {"X": X.shape[1]}, True, notes)
+    tied = merge_groups(table["group"].tolist(), None, grouping.pairs(ids))
+    return _samples(X, rows, tied[keep], {"X": X.shape[1]}, True, notes)
 
 
 def _from_store(
@@ -220,15 +221,13 @@ def _from_store(
         msg = f"no image of {store.path} has both features and a label: pass labels= or extract with a labelled table"
         raise DataError(msg)
     ids = rows["image_id"].to_numpy(object)
-    known = table["image_id"].to_numpy(object)
-    tied = _tie(store, sources, digests, grouping.pairs(known, known))
+    tied = merge_groups(table["group"].tolist(), digests.tolist(), grouping.pairs(table["image_id"].to_numpy(object)))
     X = _join(store, sources, ids.tolist(), tied)
     _refuse_not_finite(X, ids)
-    sets = merge_groups(rows["group"].tolist(), digests[keep], grouping.pairs(ids, known))
     first = next(iter(by_view.values()))
     named = dict(zip(_unique_names(first), first, strict=True))
     widths = {name: source.dim for name, source in named.items()}
-    samples = _samples(X, rows, sets, widths, one_space([source.spec for source in first]), notes)
+    samples = _samples(X, rows, tied[keep], widths, one_space([source.spec for source in first]), notes)
     seen = {name: source.seen(store, tied)[keep] for name, source in named.items() if source.is_tuned}
     folds = tuple(name for name, source in named.items() if source.is_folds)
     origin = {"store": str(store.path), "blocks": {name: _describe(source) for name, source in named.items()}}
@@ -252,18 +251,14 @@ def _describe(source: Source) -> dict[str, Any]:
     return {"key": keys[0], "keys": keys, "dim": source.dim, "spec": dict(source.spec), "trained": source.is_tuned}
 
 
-def _tie(store: FeatureStore, sources: Sequence[Source], digests: np.ndarray, pairs: np.ndarray | None) -> np.ndarray:
-    """The sets of all images of the store, since images that are not kept tie others together, too."""
-    if not any(source.is_tuned for source in sources):
-        return np.arange(store.n_images)
-    return merge_groups(store.table["group"].tolist(), digests.tolist(), pairs)
-
-
 def _samples(
-    X: np.ndarray, rows: pd.DataFrame, sets: np.ndarray, blocks: dict[str, int], averageable: bool, notes: list[str]
+    X: np.ndarray, rows: pd.DataFrame, tied: np.ndarray, blocks: dict[str, int], averageable: bool, notes: list[str]
 ) -> Samples:
+    # Numbered anew, since images that are left out tie others together, and number sets.
+    sets = np.unique(tied, return_inverse=True)[1]
     split = np.array([None if pd.isna(s) else s for s in rows["split"]], dtype=object)
     ids, y = rows["image_id"].to_numpy(object), rows["label"].to_numpy(object)
+    _refuse_mixed(y)
     _refuse_undecodable(y)
     return Samples(X, y, sets, ids, split, blocks, averageable, notes)
 
@@ -295,6 +290,14 @@ def _labelled(table: pd.DataFrame, notes: list[str]) -> np.ndarray:
         first = table["image_id"].to_numpy(object)[~known][0]
         notes.append(f"{(~known).sum()} image(s) without a label left out (first: {first!r})")
     return np.asarray(known)
+
+
+def _refuse_mixed(labels: np.ndarray) -> None:
+    are_text = np.array([isinstance(label, str) for label in labels])
+    if are_text.any() and not are_text.all():
+        text, other = labels[are_text][0], labels[~are_text][0]
+        msg = f"labels are of several types, such as {text!r} and {other!r}: use text for all, or numbers for all"
+        raise DataError(msg)
 
 
 def _refuse_undecodable(labels: np.ndarray) -> None:

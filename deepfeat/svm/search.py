@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.parallel import Parallel, delayed
 
-from deepfeat.errors import UsageError
+from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import class_scores
 from deepfeat.fusion import AlignedAverage, BlockAverage, LateFusionClassifier, ViewsClassifier
 from deepfeat.splits import Fold
@@ -111,6 +111,9 @@ def make_grid(
         defaults = {"C": [0.1, 1.0, 10.0, 100.0], "gamma": [factor / n_features for factor in (0.1, 0.3, 1.0)]}
     if isinstance(param_grid, str) and param_grid != "auto":
         msg = f"param_grid is {param_grid!r}: use 'auto', or a mapping such as {{'C': [0.001, 0.01]}}"
+        raise UsageError(msg)
+    if not isinstance(param_grid, str | Mapping | None):
+        msg = f"param_grid is a {type(param_grid).__name__}: use a mapping such as {{'C': [0.001, 0.01]}}, or 'auto'"
         raise UsageError(msg)
     given = {} if isinstance(param_grid, str) else dict(param_grid or {})
     unknown = sorted(set(given) - set(PARAMETERS[kernel]))
@@ -232,6 +235,31 @@ class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._predicted
 
 
+def refuse_scorer(scoring: Any, y: np.ndarray) -> None:
+    """Refuse a scorer by its name that cannot score an SVM on these classes, before there is anything to score.
+
+    Raises
+    ------
+    UsageError
+        With what the scorer says of a classifier that is always right.
+    """
+    if not isinstance(scoring, str):
+        return
+    classes = np.unique(y)
+    truth = np.tile(classes, 2)
+    values = np.tile(np.eye(len(classes)), (2, 1))
+    try:
+        decision = values if len(classes) > 2 else values[:, 1] - values[:, 0]
+        check_scoring(LinearSVC(), scoring)(_Decided(classes, decision, truth), decision, truth)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        msg = (
+            f"scoring is {scoring!r}, which cannot score the decisions of an SVM on {len(classes)} classes ({reason}): "
+            "use one such as 'balanced_accuracy' or 'f1_macro'; those of a single class need positive="
+        )
+        raise UsageError(msg) from error
+
+
 def exact_search(
     pipeline: Pipeline,
     grid: Mapping[str, Sequence[Any]],
@@ -321,6 +349,7 @@ class Scores:
         scores, gaps, converged, outcomes = zip(*self._score_folds(candidates), strict=True)
         self.candidates += candidates
         self._scores = np.vstack([self._scores, np.column_stack(scores)])
+        _refuse_undefined(self._scores)
         self._gaps = np.vstack([self._gaps, np.column_stack(gaps)])
         self._converged = np.vstack([self._converged, np.column_stack(converged)])
         self._outcomes += [list(cell) for cell in zip(*outcomes, strict=True)]
@@ -491,11 +520,23 @@ def _result_table(
     table["mean"], table["std"] = results["mean_test_score"], results["std_test_score"]
     for fold in range(n_folds):
         table[f"fold{fold}"] = results[f"split{fold}_test_score"]
+    _refuse_undefined(table[[f"fold{fold}" for fold in range(n_folds)]].to_numpy())
     table["converged"] = results["mean_test_converged"] == 1
     table["gap"] = np.nan
     table["at_edge"] = [tuple(edges(p, grid)) for p in params]
     table["rank"] = results["rank_test_score"]
     return table
+
+
+def _refuse_undefined(scores: np.ndarray) -> None:
+    """Refuse scores, of shape (n_candidates, n_folds), among which there is no best one."""
+    undefined = np.flatnonzero(~np.isfinite(scores).all(axis=0))
+    if len(undefined):
+        msg = (
+            f"the score is not defined on fold {undefined[0]}, as where its test part has no image of a class: "
+            "use stratified folds, or another scoring"
+        )
+        raise DataError(msg)
 
 
 def _parameter_columns(params: Sequence[Mapping[str, Any]], grid: Mapping[str, Any]) -> pd.DataFrame:
@@ -533,7 +574,7 @@ def _pool(
     y: np.ndarray, folds: Sequence[Fold], parts: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Put the predictions and decision values of each fold's test rows in their places."""
-    predicted = np.empty(len(y), y.dtype)
+    predicted = np.zeros(len(y), y.dtype)
     decision = np.full((len(y), len(np.unique(y))), np.nan)
     fold_of = np.full(len(y), -1)
     for number, ((_, test), (labels, values)) in enumerate(zip(folds, parts, strict=True)):

@@ -23,7 +23,7 @@ from deepfeat.svm.gram import split_columns
 from deepfeat.svm.linear_path import CONVERGED, Known, leading_directions
 from deepfeat.svm.paths import by_weight, greatest, one_against_the_rest
 from deepfeat.svm.resources import Resources
-from deepfeat.svm.search import ENGINES, FoldScores, Scores, Search, fit_best
+from deepfeat.svm.search import ENGINES, FoldScores, Scores, Search, converged, fit_best
 from deepfeat.svm.streaming import Columns, Scaled, Solution, Stream, make_columns
 from deepfeat.svm.systems import FEW, Gram
 
@@ -80,9 +80,10 @@ def shared_search(
     """
     scores = _SharedScores(pipeline, X, y, rows, folds, scoring, use, keep=refit is not None)
     best, grid = scores.search(grid, extend=extend)
+    fitted = None
     if refit is None or (refit == "auto" and scores.are_easy(best)):
         fitted = scores.fit(best)
-    else:
+    if refit is not None and (fitted is None or not converged(fitted)):
         fitted = fit_best(pipeline, X[rows], y, best, use, refit)
     engine = "newton in blocks of rows" if refit is None else ENGINES[LinearSVC]
     return Search(fitted, best, scores.table(grid), engine, scores.out_of_fold())
@@ -184,7 +185,7 @@ class _SharedScores(Scores):
                 candidates[index],
                 self._stream.folds[fold],
                 solution.coef[mine],
-                solution.steps[mine],
+                _count_steps(solution, mine, self._pipeline[-1]),
             )
             gap = solution.gap[mine].max()
             score = self.score(test, self._classes, *cell, make)
@@ -220,17 +221,21 @@ class _SharedScores(Scores):
         columns = self._problems(candidate["class_weight"])
         columns = columns.take(columns.fold == len(self._folds))
         found = self._stream.solve(columns, candidate["C"], start)
-        return self._pipeline_of(candidate, self._stream.folds[-1], found.coef, found.steps)
+        steps = _count_steps(found, slice(None), self._pipeline[-1])
+        return self._pipeline_of(candidate, self._stream.folds[-1], found.coef, steps)
 
-    def _pipeline_of(
-        self, candidate: Mapping[str, Any], scaled: Scaled, coef: np.ndarray, steps: np.ndarray
-    ) -> Pipeline:
+    def _pipeline_of(self, candidate: Mapping[str, Any], scaled: Scaled, coef: np.ndarray, steps: int) -> Pipeline:
         (scale, _), (last, svm) = self._pipeline.steps
         fitted = clone(svm).set_params(C=candidate["C"], class_weight=candidate["class_weight"])
         fitted.coef_, fitted.intercept_ = coef[:, :-1].copy(), coef[:, -1].copy()
         fitted.classes_, fitted.n_features_in_ = self._classes, len(scaled.mean)
-        fitted.n_iter_ = int(steps.max())
+        fitted.n_iter_ = steps
         return Pipeline([(scale, _fitted_scaler(scaled)), (last, fitted)])
+
+
+def _count_steps(solution: Solution, some: Any, svm: LinearSVC) -> int:
+    """Steps of the problem that took most; as many as an SVM may take, if one of them did not converge."""
+    return int(solution.steps[some].max()) if solution.gap[some].max() <= CONVERGED else svm.max_iter
 
 
 def _fitted_scaler(scaled: Scaled) -> StandardScaler:

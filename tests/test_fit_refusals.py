@@ -1,0 +1,251 @@
+"""What fit_svm refuses before it searches, and what it no longer gets wrong in silence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.model_selection import LeaveOneGroupOut, ShuffleSplit
+
+import deepfeat
+from deepfeat.errors import DataError, UsageError
+from deepfeat.svm import experiment, procedure, shared
+from deepfeat.svm.samples import Grouping, load_samples
+
+GRID = {"C": [0.01]}
+
+
+def clusters(n=60, labels=("MEL", "NV"), seed=0):
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n) % len(labels)
+    X = rng.normal(size=(n, 5)) + codes[:, None]
+    return X.astype(np.float32), np.array(labels, object)[codes], np.array([f"L{i // 6}" for i in range(n)], object)
+
+
+@pytest.fixture
+def no_search(monkeypatch):
+    """Whatever is refused is refused before the search."""
+    for name in ("exact_search", "shared_search", "grid_search"):
+        monkeypatch.setattr(procedure, name, lambda *given, **more: pytest.fail("the search was begun"))
+
+
+# Labels and features
+
+
+@pytest.mark.parametrize("other", [3, 2.5, None])
+def test_labels_of_several_types_are_refused(other, no_search):
+    X, y, groups = clusters()
+    y[:5] = other
+    if other is None:
+        y[5:8] = 7
+    with pytest.raises(DataError, match=r"several types, such as '\w+' and [37\d.]+: use text for all, or numbers"):
+        deepfeat.fit_svm((X, y, groups), param_grid=GRID)
+
+
+def test_half_precision_is_computed_in_single():
+    X, y, _ = clusters(400)
+    X = np.hstack([X, np.random.default_rng(1).normal(size=(400, 295))]).astype(np.float16)
+    half = deepfeat.fit_svm((X, y), param_grid=GRID, test=None)
+    single = deepfeat.fit_svm((X.astype(np.float32), y), param_grid=GRID, test=None)
+    assert half.pipeline[-1].coef_.dtype == np.float64
+    np.testing.assert_array_equal(half.pipeline[-1].coef_, single.pipeline[-1].coef_)
+
+
+@pytest.mark.parametrize(
+    ("X", "y"), [(np.ones((0, 3)), []), (np.ones((4, 0)), ["a", "b"] * 2), (np.ones((4, 3)), np.eye(4)[:, :2])]
+)
+def test_shapes_that_do_not_fit(X, y, no_search):
+    with pytest.raises(UsageError, match=r"X has shape .*: X is \(n, d\), not empty, and the others \(n,\)"):
+        deepfeat.fit_svm((X, y))
+
+
+@pytest.mark.parametrize("name", ["label", "predicted", "group", "fold"])
+def test_classes_called_as_columns_are_refused(name, no_search):
+    X, y, groups = clusters(labels=("MEL", name))
+    with pytest.raises(DataError, match=f"a class is called '{name}', as is a column of the predictions: rename it"):
+        deepfeat.fit_svm((X, y, groups))
+    # By the way that is named.
+    samples = load_samples((X, y, groups), None, {name: f"{name}_"})
+    assert set(samples.y) == {"MEL", f"{name}_"}
+
+
+# Ties
+
+
+def test_images_that_are_left_out_tie_others_together():
+    X, y, _ = clusters()
+    y[1] = None
+    pairs = pd.DataFrame({"image_a": ["0", "1"], "image_b": ["1", "2"]})
+    samples = load_samples((X, y), None, None, grouping=Grouping(duplicates=pairs))
+    ids = samples.ids.tolist()
+    assert "1" not in ids
+    assert samples.sets[ids.index("0")] == samples.sets[ids.index("2")]
+    assert len(np.unique(samples.sets)) == 58
+    assert samples.sets.max() == 57
+
+
+def test_contents_of_images_that_are_left_out_tie_others_together(tmp_path, build_store, make_spec, make_table):
+    X, y, groups = clusters()
+    y[1] = None
+    # Image 1 is of the group of 0, and its file is that of 59.
+    groups[:] = [f"own{i}" for i in range(60)]
+    groups[1] = groups[0]
+    contents = [f"file {i}" for i in range(60)]
+    contents[1] = contents[59]
+    store = build_store(
+        tmp_path / "s.h5", make_table(60, label=list(y), group=list(groups)), [(make_spec("A"), X)], contents=contents
+    )
+    samples = load_samples(store, None, None)
+    assert len(samples.y) == 59
+    assert samples.sets[0] == samples.sets[-1]
+    assert len(np.unique(samples.sets)) == 58
+
+
+def test_duplicates_by_number_are_found_by_their_text():
+    X, y, _ = clusters()
+    samples = load_samples(
+        (X, y), None, None, grouping=Grouping(duplicates=pd.DataFrame({"image_a": [4], "image_b": [9]}))
+    )
+    assert samples.sets[4] == samples.sets[9]
+
+
+# Tests and folds
+
+
+def test_class_of_the_stored_test_alone_is_refused(tmp_path, build_store, make_spec, make_table, no_search):
+    X, y, groups = clusters()
+    y[-6:] = "rare"
+    split = ["train"] * 48 + ["test"] * 12
+    table = make_table(60, label=list(y), group=list(groups), split=split)
+    store = build_store(tmp_path / "s.h5", table, [(make_spec("A"), X)])
+    with pytest.raises(DataError, match="images of the class 'rare' in the test alone: make another"):
+        deepfeat.fit_svm(store, param_grid=GRID, cv=3)
+
+
+def test_nested_folds_are_made_before_the_search(no_search):
+    X, y, _ = clusters()
+    fixed = [(np.arange(30), np.arange(30, 60)), (np.arange(30, 60), np.arange(30))]
+    with pytest.raises(UsageError, match="pass cv as a number or a splitter"):
+        deepfeat.fit_svm((X, y), cv=fixed, nested=True)
+    y[y == "NV"] = [*["rare"] * 5, *["NV"] * 25]
+    with pytest.raises(DataError, match=r"training part of fold 0, in which every class needs .* rare \(4\)"):
+        deepfeat.fit_svm((X, y), cv=5, nested=True)
+
+
+def test_nested_takes_numbers_of_numpy():
+    X, y, _ = clusters()
+    result = deepfeat.fit_svm((X, y), cv=np.int64(3), nested=True, param_grid=GRID, test=None)
+    assert len(result.nested_choices) == 3
+
+
+def test_calibration_with_one_fold_is_refused(no_search):
+    X, y, _ = clusters()
+    with pytest.raises(DataError, match="need two folds or more: cv gives one"):
+        deepfeat.fit_svm((X, y), cv=[(np.arange(30), np.arange(30, 60))], calibrate=True, test=None)
+
+
+@pytest.mark.filterwarnings("ignore:The groups parameter is ignored")
+def test_rows_that_no_fold_tests_have_no_prediction():
+    X, y, _ = clusters()
+    result = deepfeat.fit_svm(
+        (X, np.where(y == "MEL", 7, 3)), cv=ShuffleSplit(1, test_size=0.5, random_state=0), param_grid=GRID, test=None
+    )
+    untested = result.predictions["fold"] == -1
+    assert untested.sum() == 30
+    assert result.predictions["predicted"][untested].isna().all()
+    assert set(result.predictions["predicted"][~untested]) <= {3, 7}
+
+
+def test_nested_estimate_on_images_that_a_network_has_seen_is_refused(monkeypatch, no_search):
+    X, y, groups = clusters()
+    samples = load_samples((X, y, groups), None, None)
+    split = np.array(["train"] * 30 + ["test"] * 30, object)
+    seen = replace(samples, seen={"tuned": np.arange(60) < 30}, split=split)
+    monkeypatch.setattr(experiment, "load_samples", lambda *given, **more: seen)
+    with pytest.raises(DataError, match=r"30 of the 30 images to be scored, .* are images that tuned was fine-tuned on"):
+        deepfeat.fit_svm((X, y, groups), cv=2, nested=True)
+
+
+# Scores
+
+
+@pytest.mark.parametrize(
+    ("scoring", "labels"),
+    [
+        ("f1", ("MEL", "NV")),
+        ("average_precision", ("MEL", "NV")),
+        ("neg_log_loss", ("MEL", "NV")),
+        ("roc_auc_ovr", ("AK", "MEL", "NV")),
+        ("roc_auc", ("AK", "MEL", "NV")),
+        ("r2", ("AK", "MEL", "NV")),
+    ],
+)
+def test_scorers_that_cannot_score_an_svm_are_refused(scoring, labels, no_search):
+    X, y, _ = clusters(labels=labels)
+    message = f"scoring is '{scoring}', which cannot score the decisions of an SVM on {len(labels)} classes"
+    with pytest.raises(UsageError, match=message):
+        deepfeat.fit_svm((X, y), scoring=scoring)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "options"),
+    [("f1", {"positive": "MEL"}), ("average_precision", {"positive": "MEL"}), ("roc_auc", {}), ("f1_macro", {})],
+)
+def test_scorers_that_can_are_taken(scoring, options):
+    X, y, _ = clusters()
+    result = deepfeat.fit_svm((X, y), scoring=scoring, param_grid=GRID, cv=3, test=None, **options)
+    assert 0.5 < result.cv_results["mean"][0] <= 1
+
+
+@pytest.mark.parametrize("engine", ["auto", "sklearn"])
+@pytest.mark.filterwarnings("ignore:Only one class is present", "ignore:One or more of the test scores")
+def test_score_that_is_not_defined_is_an_error(engine):
+    X, y, groups = clusters()
+    groups[:] = np.where(np.arange(60) < 30, "A", "B")
+    groups[np.flatnonzero(y == "NV")[:5]] = "C"
+    with pytest.raises(DataError, match="the score is not defined on fold 2"):
+        deepfeat.fit_svm(
+            (X, y, groups), cv=LeaveOneGroupOut(), scoring="roc_auc", param_grid=GRID, test=None, engine=engine
+        )
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "seed is -1: use a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296: use a whole number"),
+        ({"seed": 1.5, "test": 0.2}, "seed is 1.5: use a whole number"),
+        ({"max_memory": "4GB"}, "max_memory is '4GB': use a number, or None"),
+        ({"n_jobs": "2"}, "n_jobs is '2': use a number, or None"),
+        ({"param_grid": [1, 2]}, "param_grid is a list: use a mapping"),
+        ({"positive": ["MEL"]}, r"positive is \['MEL'\], which no image has"),
+        ({"positive": "MEL", "threshold": "recall>=0.9.5"}, "threshold is 'recall>=0.9.5': use 'METRIC>=SHARE'"),
+        (
+            {"positive": "MEL", "class_weight": {"NV": 3}},
+            r"class_weight names 'NV': the classes are \['not MEL', 'MEL'\]",
+        ),
+    ],
+)
+def test_arguments_are_refused_in_a_sentence(arguments, message, no_search):
+    X, y, _ = clusters()
+    with pytest.raises(UsageError, match=message):
+        deepfeat.fit_svm((X, y), **arguments)
+
+
+def test_final_fit_of_the_passes_that_does_not_converge_is_made_by_the_engine(monkeypatch):
+    X, y, _ = clusters(400)
+    monkeypatch.setattr(shared, "_LEAST", 0)
+    expected = deepfeat.fit_svm((X, y), param_grid=GRID, test=None)
+    gap = shared.CONVERGED
+    monkeypatch.setattr(shared, "CONVERGED", -1.0)
+    result = deepfeat.fit_svm((X, y), param_grid=GRID, test=None)
+    assert gap > 0
+    # The cells are still those of the passes, and say so; the final fit is not.
+    assert not result.cv_results["converged"].any()
+    assert not any("final fit" in warning for warning in result.warnings)
+    np.testing.assert_allclose(result.pipeline[-1].coef_, expected.pipeline[-1].coef_, atol=1e-4)
