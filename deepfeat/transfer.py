@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import numpy as np
 import pandas as pd
 
 from deepfeat.datasets import COLUMNS, check_table, read_delimited
-from deepfeat.errors import DataError, ImageError, StoreError, UsageError
+from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
 from deepfeat.images import read_bytes, stamp_file
-from deepfeat.store import DONE, FAILED, MISSING, RECORD, Block, FeatureStore, StoreWriter, open_features
+from deepfeat.store import DONE, FAILED, MISSING, RECORD, Block, FeatureStore, StoreWriter, block_key, open_features
+from deepfeat.store.layout import IMPORTED
 
 #: Rows copied at a time.
 _COPIED_AT_ONCE = 4096
+
+#: Data sets of a file that a message names.
+_NAMED_AT_MOST = 10
 
 
 def merge_features(sources: Sequence[str | os.PathLike[str]], target: str | os.PathLike[str]) -> FeatureStore:
@@ -49,7 +54,7 @@ def merge_features(sources: Sequence[str | os.PathLike[str]], target: str | os.P
         written. Two runs of one network differ by rounding, which is no conflict
         if all values agree to 1e-4 of the largest.
     UsageError
-        If there is no source, or the target is one of them.
+        If there is no source, the sources are one path and no sequence of them, or the target is one of them.
 
     Examples
     --------
@@ -60,6 +65,9 @@ def merge_features(sources: Sequence[str | os.PathLike[str]], target: str | os.P
     >>> deepfeat.merge_features(["MEL.h5", "NV.h5"], "all.h5").n_images
     24
     """
+    if isinstance(sources, str | bytes | os.PathLike):
+        msg = f"sources is one path, {os.fspath(sources)!r}: pass a list of paths, as in [{os.fspath(sources)!r}]"
+        raise UsageError(msg)
     if not sources:
         raise UsageError("there are no stores to merge")
     stores = [open_features(path) for path in sources]
@@ -91,7 +99,7 @@ def import_features(
     features : ndarray of shape (n, dim), or mapping of name to such
         Of any dtype of real numbers, which is stored as float32; in the order of the table's rows.
     table : pandas.DataFrame
-        With ``image_id`` and, where known, path, label, group and split.
+        With ``image_id`` and, where known, path, label, group and split. Where it has no path, that of the store stays.
     cache : path
         Made if it does not exist.
     name : str, optional
@@ -108,10 +116,22 @@ def import_features(
     DataError
         If values are not finite, or the table is not usable.
 
+    Warns
+    -----
+    DataWarning
+        If the store has images, and none of the table is among them.
+
     Notes
     -----
-    The digest of an image is that of its file where ``path`` names one that can be
-    read, and of its id otherwise. The key of a block holds the digest of its values.
+    Blocks are joined only where they saw the same contents of an image, and the
+    features themselves do not tell which contents they are of. The digest that
+    their rows get is that of the file where ``path`` of the table names one that can
+    be read. Otherwise the caller's word is taken that the features are of the image
+    that the store has under this id: the digest is the one that its other blocks
+    have, where it is exactly one, so that all can be joined; else that of the
+    file that the store knows, and, where this cannot be read either, that of the id. When
+    a file has changed and is extracted again, imported features stay those of the old content, and are not
+    joined any more until they are imported again. The key of a block holds the digest of its values.
 
     Examples
     --------
@@ -129,14 +149,18 @@ def import_features(
         arrays = dict(zip([name], arrays.values(), strict=True))
     if "" in arrays:
         raise UsageError("the features need a name: pass name=")
-    table = check_table(table if "path" in table else table.assign(path=table["image_id"]))
+    pathless = _lacks_path(table)
+    table = check_table(_name_files_by_ids(table, pathless))
     checked = {block: _check_features(block, values, table) for block, values in arrays.items()}
+    specs = {block: _imported_spec(block, values, table) for block, values in checked.items()}
     with StoreWriter(cache) as writer:
+        _warn_of_strangers(table, writer.store)
+        table = _keep_paths(table, pathless, writer.store)
         rows = writer.add_images(table).tolist()
-        records = _records_of_files(table)
+        seen = _seen_by_blocks(writer.store, without={block_key(spec) for spec in specs.values()})
+        records = _records_of_contents(table, pathless, seen[rows])
         for block_name, values in checked.items():
-            spec = _imported_spec(block_name, values, table)
-            block = writer.add_block(spec, values.shape[1:], {})
+            block = writer.add_block(specs[block_name], values.shape[1:], {})
             for part in _parts(len(rows)):
                 writer.write(block, rows[part], values[part], records[part])
     return open_features(cache)
@@ -160,7 +184,7 @@ def read_features(
     csv : path
         Delimited text with a header line and one row for each row of the features, in their order.
     dataset : str, optional
-        Name of the data set in an HDF5 file.
+        Name of the data set in an HDF5 file, which needs one.
     image, label, group : str
         Columns of the CSV.
 
@@ -173,7 +197,7 @@ def read_features(
     Raises
     ------
     UsageError
-        If the file is neither, or a column or data set is not there.
+        If the file is neither, or a column or data set is not there; the data sets that are there are named.
 
     Examples
     --------
@@ -195,16 +219,29 @@ def read_features(
         if path.suffix == ".npy":
             return table, {path.stem: np.load(path, allow_pickle=False)}
         with h5py.File(path, "r", locking=False) as source:
-            return table, {path.stem: source[dataset or ""][()]}
+            return table, {path.stem: _find_dataset(source, dataset)[()]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"cannot read features from {path}{f', data set {dataset!r}' if dataset else ''}: {error}"
         raise UsageError(msg) from error
 
 
+def _find_dataset(source: h5py.File, name: str | None) -> h5py.Dataset:
+    found = source.get(name) if name else None
+    if isinstance(found, h5py.Dataset):
+        return found
+    known: list[str] = []
+    source.visititems(lambda path, item: known.append(repr(path)) if isinstance(item, h5py.Dataset) else None)
+    if not known:
+        raise UsageError("the file has no data set")
+    more = f" and {len(known) - _NAMED_AT_MOST} more" if len(known) > _NAMED_AT_MOST else ""
+    wrong = ("it is a group; " if isinstance(found, h5py.Group) else "it is not there; ") if name else ""
+    msg = f"{wrong}name one of the file's data sets as dataset (--dataset): {', '.join(known[:_NAMED_AT_MOST])}{more}"
+    raise UsageError(msg)
+
+
 def _check_features(name: str, values: Any, table: pd.DataFrame) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 2 or len(values) != len(table) or values.shape[1] == 0 or values.dtype.kind not in "fiu":
-        wanted = f"({len(table)}, dim)"
         wanted = f"({len(table)}, dim)"
         msg = f"features {name!r} are {values.dtype} of shape {values.shape}: use numbers of shape {wanted}"
         raise UsageError(msg)
@@ -222,20 +259,93 @@ def _imported_spec(name: str, values: np.ndarray, table: pd.DataFrame) -> dict[s
     for image_id, row in zip(table["image_id"], values, strict=True):
         digest.update(image_id.encode("utf-8", "surrogateescape") + b"\0")
         digest.update(row.astype("<f4").data)
-    return {"backbone": name, "weights": f"imported:{digest.hexdigest()}", "layer": None, "pooling": None}
+    return {"backbone": name, "weights": f"{IMPORTED}{digest.hexdigest()}", "layer": None, "pooling": None}
 
 
-def _records_of_files(table: pd.DataFrame) -> np.ndarray:
-    records = np.zeros(len(table), RECORD)
-    for record, image_id, path in zip(records, table["image_id"], table["path"], strict=True):
+def _lacks_path(table: pd.DataFrame) -> np.ndarray:
+    """Which rows name no file."""
+    if "path" not in table:
+        return np.ones(len(table), bool)
+    return np.array([pd.isna(path) or not str(path).strip() for path in table["path"]], bool)
+
+
+def _name_files_by_ids(table: pd.DataFrame, pathless: np.ndarray) -> pd.DataFrame:
+    """Let the id stand for the path where there is none; a table without ids is left to its check."""
+    if "image_id" not in table or not pathless.any():
+        return table
+    ids = table["image_id"].to_numpy(object)
+    paths = np.where(pathless, ids, table["path"].to_numpy(object)) if "path" in table else ids
+    return table.assign(path=pd.Series(paths, table.index, object))
+
+
+def _keep_paths(table: pd.DataFrame, pathless: np.ndarray, store: FeatureStore) -> pd.DataFrame:
+    """Take the store's path of each image of which the table has none."""
+    known = dict(zip(store.table["image_id"], store.table["path"], strict=True))
+    rows = zip(table["image_id"], table["path"], pathless, strict=True)
+    paths = [known.get(image_id, path) if lacks else path for image_id, path, lacks in rows]
+    return table.assign(path=pd.Series(paths, table.index, object))
+
+
+def _warn_of_strangers(table: pd.DataFrame, store: FeatureStore) -> None:
+    """Say that all rows of the table are new to a store that has images; it may know the same ones by other ids."""
+    known = store.table["image_id"].tolist()
+    if known and set(known).isdisjoint(table["image_id"]):
+        msg = (
+            f"no image id of the table is in {store.path}: {table['image_id'][0]!r} is one of the table, {known[0]!r} "
+            f"one of the store, which gets {len(table)} new image(s): where they are the same images, give them the "
+            "same ids"
+        )
+        warnings.warn(msg, DataWarning, stacklevel=3)
+
+
+def _seen_by_blocks(store: FeatureStore, without: Collection[str]) -> np.ndarray:
+    """What the blocks have seen of each image's file.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    without : collection of str
+        Keys of blocks that do not count.
+
+    Returns
+    -------
+    ndarray of shape (n_images,), dtype `RECORD`
+        Records of which size, mtime_ns and digest are of the file; missing where no content is known, or several.
+    """
+    of_ids = np.stack([_digest_id(image_id) for image_id in store.table["image_id"]])
+    seen, several = np.zeros(store.n_images, RECORD), np.zeros(store.n_images, bool)
+    for block in store.structure.blocks:
+        if block.key in without:
+            continue
+        records = store.records(block.key)
+        # The digest of an id says that the content was not known.
+        knows = (records["state"] == DONE) & (records["digest"] != of_ids).any(axis=1)
+        first = knows & (seen["state"] == MISSING)
+        several |= knows & ~first & (records["digest"] != seen["digest"]).any(axis=1)
+        seen[first] = records[first]
+    seen[several] = np.zeros((), RECORD)
+    return seen
+
+
+def _records_of_contents(table: pd.DataFrame, pathless: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Records of the contents that features are said to be of, see the notes of `import_features`."""
+    records, known = seen.copy(), seen["state"] == DONE
+    ids, paths = table["image_id"].to_numpy(object), table["path"].to_numpy(object)
+    for row in np.flatnonzero(~(pathless & known)):
         try:
-            content, stamp = read_bytes(path), stamp_file(path)
+            content, stamp = read_bytes(paths[row]), stamp_file(paths[row])
         except ImageError:
-            content, stamp = image_id.encode("utf-8", "surrogateescape"), None
-        record["digest"] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-        if stamp is not None:
-            record["size"], record["mtime_ns"] = stamp.size, stamp.mtime_ns
+            if not known[row]:
+                records["digest"][row] = _digest_id(ids[row])
+            continue
+        records["digest"][row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        records["size"][row], records["mtime_ns"][row] = (stamp.size, stamp.mtime_ns) if stamp else (0, 0)
     return records
+
+
+def _digest_id(image_id: str) -> np.ndarray:
+    """What stands for the digest of a content that is not known."""
+    return np.frombuffer(hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest(), np.uint8)
 
 
 def _merge_tables(stores: Sequence[FeatureStore]) -> pd.DataFrame:

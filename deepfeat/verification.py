@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,13 @@ import pandas as pd
 from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.computation import build_network
-from deepfeat.errors import BackboneError, UsageError
+from deepfeat.errors import BackboneError, StoreError, UsageError
 from deepfeat.images import VIEWS, Preparation, load_image
 from deepfeat.runtimes.selection import PRECISIONS, open_runtime
 from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
-from deepfeat.store.layout import DTYPES
+from deepfeat.store.layout import DTYPES, is_imported
+
+logger = logging.getLogger(__name__)
 
 
 def verify_sample(
@@ -34,10 +37,12 @@ def verify_sample(
     cache : path
         A feature store.
     sample : int
-        Number of images for each block, drawn among those that are done and whose file is unchanged.
+        Number of images for each block, 1 or more, drawn among those that are done; of these, images whose file has
+        changed or cannot be read are left out.
     backbones : str, Backbone or list of either, optional
         Those whose blocks are verified; needed where weights came from a file or
-        the network is of one's own. If None, all blocks by the name of their backbone.
+        the network is of one's own. If None, all blocks by the name of their backbone; blocks that
+        `import_features` made are passed over, since no network here computes them.
     seed : int
         Of the draw.
 
@@ -45,12 +50,16 @@ def verify_sample(
     -------
     pandas.DataFrame
         One row per block: block, key, images compared, and the largest difference
-        relative to the largest value; NaN where no image could be compared.
+        relative to the largest value; 0 and NaN where no image could be compared, as in blocks that are passed over.
 
     Raises
     ------
+    UsageError
+        If the sample is not a number of images.
     BackboneError
         If no given backbone has the weights and settings of a block.
+    StoreError
+        If nothing at all could be compared, so that nobody takes this for agreement.
 
     Examples
     --------
@@ -59,22 +68,67 @@ def verify_sample(
     >>> int(compared["images"][0]), bool(compared["largest_difference"][0] < 1e-4)
     (4, True)
     """
+    _check_sample(sample)
     store = open_features(cache)
     if backbones is None:
-        chosen = [backbone_of(block.spec, block.name) for block in store.structure.blocks]
+        compared = _compare_blocks(store, _backbones_of(store), sample, seed)
+        compared += _pass_over(store)
     else:
         chosen = as_backbones(backbones)
+        compared = _compare_blocks(store, chosen, sample, seed)
+        if not compared:
+            msg = f"{store.path} has no block with the weights and settings of {', '.join(b.name for b in chosen)}"
+            raise BackboneError(msg)
+    if not any(row["images"] for row in compared):
+        _refuse_nothing(store, compared)
+    return pd.DataFrame(compared).drop_duplicates("key", ignore_index=True)
+
+
+def _check_sample(sample: int) -> None:
+    if not isinstance(sample, int | np.integer) or isinstance(sample, bool) or sample < 1:
+        msg = f"sample is {sample!r}: use a number of images, 1 or more"
+        raise UsageError(msg)
+
+
+def _backbones_of(store: FeatureStore) -> list[Backbone]:
+    return [backbone_of(block.spec, block.name) for block in store.structure.blocks if not is_imported(block.spec)]
+
+
+def _compare_blocks(store: FeatureStore, backbones: Sequence[Backbone], sample: int, seed: int) -> list[dict[str, Any]]:
+    """Compare the blocks that the backbones compute, in every type, precision and view that is stored."""
     done = []
-    for backbone in chosen:
+    for backbone in backbones:
         digest = digest_weights(backbone)
         for dtype, precision, view in itertools.product(DTYPES, PRECISIONS[1:], VIEWS):
             for layer, key in enumerate(map(block_key, backbone.specs(digest, dtype, precision, view))):
                 if store.has_block(key):
                     done.append(_compare_sample(store, store.find(key), backbone, layer, sample, seed))
-    if not done:
-        msg = f"{store.path} has no block with the weights and settings of {', '.join(b.name for b in chosen)}"
-        raise BackboneError(msg)
-    return pd.DataFrame(done).drop_duplicates("key", ignore_index=True)
+    return done
+
+
+def _pass_over(store: FeatureStore) -> list[dict[str, Any]]:
+    """Name the blocks that were imported, as blocks of which no image was compared."""
+    imported = [block for block in store.structure.blocks if is_imported(block.spec)]
+    for block in imported:
+        logger.info("%s: imported, passed over, since no network here computes it", block.name)
+    return [_describe(block, 0, float("nan")) for block in imported]
+
+
+def _refuse_nothing(store: FeatureStore, compared: Sequence[Mapping[str, Any]]) -> NoReturn:
+    """Say why no image of any block could be compared."""
+    blocks = [store.find(row["key"]) for row in compared]
+    names = ", ".join(dict.fromkeys(block.name for block in blocks if not is_imported(block.spec)))
+    if names:
+        reason = (
+            f"no image drawn from {names} has a file that can be read and is unchanged: run this where "
+            "the image files are, or draw more"
+        )
+    elif blocks:
+        reason = f"its blocks were all imported ({', '.join(b.name for b in blocks)}), and no network computes them"
+    else:
+        reason = "it has no features: run deepfeat.extract first"
+    msg = f"nothing of {store.path} was compared: {reason}"
+    raise StoreError(msg)
 
 
 def backbone_of(spec: Mapping[str, Any], name: str) -> Backbone:
@@ -90,8 +144,11 @@ def backbone_of(spec: Mapping[str, Any], name: str) -> Backbone:
     Raises
     ------
     BackboneError
-        If there is no network of this name, or it has other weights or settings here.
+        If the features were imported, there is no network of this name, or it has other weights or settings here.
     """
+    if is_imported(spec):
+        msg = f"{name} was imported, and no network here computes its features: use blocks that deepfeat.extract made"
+        raise BackboneError(msg)
     random = str(spec["weights"]).startswith("random:")
     try:
         backbone = Backbone(
@@ -139,7 +196,11 @@ def _compare_sample(
         computed = runtime(np.stack([i.pixels[prepared] for i in same]))[layer]
         stored = store.features(block.key, store.table["image_id"].to_numpy(object)[[i.row for i in same]])
         difference = float(np.abs(computed - stored).max() / (np.abs(stored).max() or 1))
-    return {"block": block.name, "key": block.key, "images": len(same), "largest_difference": difference}
+    return _describe(block, len(same), difference)
+
+
+def _describe(block: Block, images: int, difference: float) -> dict[str, Any]:
+    return {"block": block.name, "key": block.key, "images": images, "largest_difference": difference}
 
 
 def digest_weights(backbone: Backbone) -> str:

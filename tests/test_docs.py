@@ -17,6 +17,11 @@ def test_the_fault_table_has_more_than_thirty_rows():
     assert len(FAULTS) > 30
 
 
+def test_the_rows_of_the_fault_table_are_numbered_one_after_the_other():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert [int(n) for n in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(range(1, len(FAULTS) + 1))
+
+
 @pytest.mark.parametrize(("file", "name"), FAULTS)
 def test_fault_is_shown_by_a_test_that_exists(file, name):
     assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")

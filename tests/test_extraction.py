@@ -16,6 +16,7 @@ from deepfeat.extraction import plan_rows
 from deepfeat.images import FileStamp
 from deepfeat.runtimes.keras import KerasRuntime
 from deepfeat.store import DONE, FAILED, RECORD
+from deepfeat.verification import backbone_of
 
 
 def tiny(input_shape):
@@ -486,3 +487,73 @@ def test_sample_of_weights_from_a_file_needs_the_backbone(folder, cache, tmp_pat
     with pytest.raises(deepfeat.BackboneError, match=r"Tiny was computed with other weights .* pass the backbone"):
         deepfeat.verify_sample(cache, 2)
     assert deepfeat.verify_sample(cache, 2, backbone)["largest_difference"][0] < 1e-6
+
+
+def import_beside(cache, table, name="vit"):
+    return deepfeat.import_features(np.eye(len(table)), table[["image_id"]], cache, name=name)
+
+
+def test_sample_passes_over_imported_features_and_names_them(folder, cache, caplog):
+    store = import_beside(cache, extract(folder, cache).table)
+    with caplog.at_level("INFO", "deepfeat"):
+        compared = deepfeat.verify_sample(cache, 4)
+    assert compared["block"].tolist() == ["Tiny", "vit"]
+    assert compared["key"].tolist() == [store.find(name).key for name in ("Tiny", "vit")]
+    assert compared["images"].tolist() == [4, 0]
+    assert compared["largest_difference"][0] < 1e-6
+    assert np.isnan(compared["largest_difference"][1])
+    assert "vit: imported, passed over, since no network here computes it" in caplog.messages
+    assert deepfeat.verify_sample(cache, 4, deepfeat.Backbone(**TINY))["block"].tolist() == ["Tiny"]
+
+
+def test_sample_of_imported_features_alone_compares_nothing(folder, cache):
+    table = deepfeat.read_folder(folder)
+    import_beside(cache, table)
+    import_beside(cache, table, "clip")
+    with pytest.raises(
+        StoreError, match=r"nothing of .* was compared: its blocks were all imported \(clip, vit\), and"
+    ):
+        deepfeat.verify_sample(cache, 4)
+
+
+def test_sample_of_images_whose_files_are_gone_compares_nothing(folder, cache):
+    import_beside(cache, extract(folder, cache).table)
+    shutil.rmtree(folder)
+    message = "nothing of .* was compared: no image drawn from Tiny has a file that can be read and is unchanged: run"
+    for backbones in (None, deepfeat.Backbone(**TINY)):
+        with pytest.raises(StoreError, match=message):
+            deepfeat.verify_sample(cache, 4, backbones)
+
+
+def test_sample_of_a_store_without_features_compares_nothing(folder, cache):
+    with deepfeat.store.StoreWriter(cache) as writer:
+        writer.add_images(deepfeat.read_folder(folder))
+    with pytest.raises(
+        StoreError, match=r"nothing of .* was compared: it has no features: run deepfeat\.extract first"
+    ):
+        deepfeat.verify_sample(cache, 4)
+
+
+@pytest.mark.parametrize("sample", [-4, 0, True, 2.5, "4"])
+def test_sample_that_is_no_number_of_images(folder, cache, sample):
+    extract(folder, cache)
+    with pytest.raises(UsageError, match=rf"^sample is {sample!r}: use a number of images, 1 or more$"):
+        deepfeat.verify_sample(cache, sample)
+
+
+def test_imported_features_have_no_backbone(folder, cache):
+    store = import_beside(cache, deepfeat.read_folder(folder))
+    with pytest.raises(
+        deepfeat.BackboneError, match="vit was imported, and no network here computes its features: use"
+    ):
+        backbone_of(store.find("vit").spec, "vit")
+
+
+def test_imported_features_are_not_joined_with_those_of_a_changed_file(folder, cache):
+    import_beside(cache, extract(folder, cache).table)
+    save_picture(folder / "a" / "00.png", 77)
+    store = extract(folder, cache)
+    differ = (store.records("Tiny")["digest"] != store.records("vit")["digest"]).any(axis=1)
+    assert store.table["image_id"][differ].tolist() == ["a/00.png"]
+    with pytest.raises(DataError, match=r"saw different contents of 1 image\(s\) \(first: 'a/00\.png'\)"):
+        deepfeat.fit_svm(store, ledger=False)

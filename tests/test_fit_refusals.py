@@ -164,7 +164,7 @@ def test_nested_estimate_on_images_that_a_network_has_seen_is_refused(monkeypatc
     split = np.array(["train"] * 30 + ["test"] * 30, object)
     seen = replace(samples, seen={"tuned": np.arange(60) < 30}, split=split)
     monkeypatch.setattr(experiment, "load_samples", lambda *given, **more: seen)
-    with pytest.raises(DataError, match=r"30 of the 30 images to be scored, .* are images that tuned was fine-tuned on"):
+    with pytest.raises(DataError, match=r"30 of the 30 images to be scored, .* that tuned was fine-tuned on"):
         deepfeat.fit_svm((X, y, groups), cv=2, nested=True)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -8,7 +10,7 @@ import pandas as pd
 import pytest
 
 import deepfeat
-from deepfeat.errors import DataError, StoreError, UsageError
+from deepfeat.errors import DataError, DataWarning, StoreError, UsageError
 from deepfeat.store import DONE, FAILED, StoreWriter, block_key
 
 
@@ -117,6 +119,13 @@ def test_merge_with_nothing_or_with_itself(make_part, tmp_path):
         deepfeat.merge_features([], tmp_path / "all.h5")
     with pytest.raises(UsageError, match="both a source and the target"):
         deepfeat.merge_features([part.path], part.path)
+
+
+@pytest.mark.parametrize("sources", ["syn.h5", b"syn.h5", Path("syn.h5")], ids=lambda sources: type(sources).__name__)
+def test_merge_of_one_path_instead_of_a_list(tmp_path, sources):
+    with pytest.raises(UsageError, match=r"^sources is one path, b?'syn\.h5': pass a list of paths, as in \[b?'syn"):
+        deepfeat.merge_features(sources, tmp_path / "z.h5")
+    assert not (tmp_path / "z.h5").exists()
 
 
 # Export
@@ -248,3 +257,166 @@ def test_files_that_are_no_features(tmp_path, name):
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UsageError, match=f"cannot read features from .*{name}"):
         deepfeat.read_features(tmp_path / name, tmp_path / "table.csv", dataset="x")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (None, r"from \S+vit\.h5: name one of the file's data sets as dataset \(--dataset\): 'deep/x', 'y'$"),
+        ("deep", r"vit\.h5, data set 'deep': it is a group; name one of .*: 'deep/x', 'y'$"),
+        ("z", r"vit\.h5, data set 'z': it is not there; name one of .*: 'deep/x', 'y'$"),
+        ("y/z", r"vit\.h5, data set 'y/z': it is not there; name one of .*: 'deep/x', 'y'$"),
+    ],
+)
+def test_data_sets_of_a_file_are_named(tmp_path, dataset, message):
+    (tmp_path / "table.csv").write_text("image\na\n")
+    with h5py.File(tmp_path / "vit.h5", "w") as file:
+        file["deep/x"] = file["y"] = np.ones((1, 2))
+    with pytest.raises(UsageError, match=message):
+        deepfeat.read_features(tmp_path / "vit.h5", tmp_path / "table.csv", dataset=dataset)
+
+
+def test_no_more_than_ten_data_sets_are_named(tmp_path):
+    (tmp_path / "table.csv").write_text("image\na\n")
+    with h5py.File(tmp_path / "vit.h5", "w") as file:
+        for number in range(12):
+            file[f"x{number:02d}"] = np.ones((1, 2))
+    with pytest.raises(UsageError, match=r": 'x00', 'x01', .*, 'x09' and 2 more$"):
+        deepfeat.read_features(tmp_path / "vit.h5", tmp_path / "table.csv")
+
+
+def test_file_without_a_data_set(tmp_path):
+    (tmp_path / "table.csv").write_text("image\na\n")
+    h5py.File(tmp_path / "vit.h5", "w").close()
+    with pytest.raises(UsageError, match=r"vit\.h5: the file has no data set$"):
+        deepfeat.read_features(tmp_path / "vit.h5", tmp_path / "table.csv")
+
+
+# Import into a store that has images
+
+
+def digests(store, block):
+    return [digest.tobytes() for digest in store.records(block)["digest"]]
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).digest()
+
+
+@pytest.fixture
+def extracted(tmp_path, make_spec, make_table, make_records):
+    """A store whose block NetA was made of four files, of which each holds its own name."""
+
+    def make(name="f.h5", states=(DONE,) * 4, n_images=4):
+        table = make_table(n_images, label=["ab"[i % 2] for i in range(n_images)])
+        table["path"] = [str(tmp_path / f"{image_id}.png") for image_id in table["image_id"]]
+        for image_id, path in zip(table["image_id"], table["path"], strict=True):
+            Path(path).write_text(f"{image_id} on disk")
+        records = make_records([f"{image_id} on disk" for image_id in table["image_id"]])
+        features = np.arange(3.0 * n_images).reshape(n_images, 3)
+        with StoreWriter(tmp_path / name) as writer:
+            rows = writer.add_images(table)
+            block = writer.add_block(make_spec("NetA"), (3,), {})
+            done = np.flatnonzero(np.array(states) == DONE)
+            writer.write(block, rows[done], features[done], records[done])
+        return deepfeat.open_features(tmp_path / name)
+
+    return make
+
+
+def test_import_keeps_the_paths_that_the_table_lacks(extracted, make_table):
+    store = extracted()
+    ids = store.table["image_id"]
+    known = store.table["path"].tolist()
+    after = deepfeat.import_features(np.eye(4), pd.DataFrame({"image_id": ids}), store.path, name="vit")
+    assert after.table.equals(store.table)
+    # Some rows with a path, and an image that the store does not know.
+    table = make_table(5)
+    table["path"] = [None, "/elsewhere/1.png", " ", float("nan"), None]
+    after = deepfeat.import_features(np.eye(5), table, store.path, name="five")
+    assert after.table["path"].tolist() == [known[0], "/elsewhere/1.png", known[2], known[3], "img004"]
+
+
+def test_import_without_paths_is_of_the_contents_that_were_extracted(extracted, tmp_path):
+    store = extracted(n_images=20, states=(DONE,) * 20)
+    # Even where the files are gone, or have changed since.
+    for number, path in enumerate(store.table["path"]):
+        os.remove(path) if number % 2 else Path(path).write_text("changed")
+    table = store.table[["image_id", "label"]]
+    after = deepfeat.import_features(np.eye(20) * 7, table, store.path, name="vit")
+    assert digests(after, "vit") == digests(store, "NetA") == [sha256(f"{i} on disk") for i in table["image_id"]]
+    for name in ("size", "mtime_ns"):
+        np.testing.assert_array_equal(after.records("vit")[name], store.records("NetA")[name])
+    np.testing.assert_array_equal(after.features("vit"), np.eye(20, dtype=np.float32) * 7)
+    np.testing.assert_array_equal(after.records("NetA"), store.records("NetA"))
+    assert deepfeat.fit_svm(after, ledger=False, cv=2, param_grid={"C": [0.1]}).blocks == {"NetA": 3, "vit": 20}
+
+
+def test_import_with_paths_is_of_the_files_that_they_name(extracted):
+    store = extracted()
+    Path(store.table["path"][1]).write_text("changed")
+    os.remove(store.table["path"][2])
+    after = deepfeat.import_features(np.eye(4), store.table, store.path, name="vit")
+    # What the caller points to decides where it is there, and what was seen before where it is not.
+    expected = ["img000 on disk", "changed", "img002 on disk", "img003 on disk"]
+    assert digests(after, "vit") == [sha256(text) for text in expected]
+    assert after.records("vit")["size"][1] == len("changed")
+
+
+def test_import_of_images_without_one_known_content_reads_their_files(extracted, make_spec, make_records):
+    # Image 1 has no features; image 2 has some of two contents; the file of image 3, without features, is gone.
+    store = extracted(states=(DONE, FAILED, DONE, FAILED))
+    with StoreWriter(store.path) as writer:
+        block = writer.add_block(make_spec("NetB"), (3,), {})
+        writer.write(block, [2], np.ones((1, 3)), make_records(["img002 before"]))
+    os.remove(store.table["path"][3])
+    Path(store.table["path"][2]).write_text("img002 now")
+    after = deepfeat.import_features(np.eye(4), store.table[["image_id"]], store.path, name="vit")
+    expected = ["img000 on disk", "img001 on disk", "img002 now", "img003"]
+    assert digests(after, "vit") == [sha256(text) for text in expected]
+
+
+def test_import_before_extraction_is_joined_after_it_was_repeated(extracted, tmp_path, make_spec, make_records):
+    table = extracted("other.h5").table
+    store = deepfeat.import_features(np.eye(4), table[["image_id", "label"]], tmp_path / "f.h5", name="vit")
+    assert digests(store, "vit") == [sha256(image_id) for image_id in table["image_id"]]
+    store = extracted("f.h5")
+    assert digests(store, "vit") != digests(store, "NetA")
+    again = deepfeat.import_features(np.eye(4), table[["image_id"]], store.path, name="vit")
+    assert digests(again, "vit") == digests(again, "NetA")
+    assert len(again.blocks) == 2
+    # A digest that stands for no content is no second content beside that of NetA.
+    deepfeat.import_features(np.eye(4), pd.DataFrame({"image_id": ["x", *table["image_id"][1:]]}), store.path, name="x")
+    other = deepfeat.import_features(2 * np.eye(4), table[["image_id"]], store.path, name="other")
+    assert digests(other, "other")[:4] == digests(other, "NetA")[:4]
+
+
+def test_imported_features_stay_those_of_the_old_content(extracted, make_records):
+    store = extracted()
+    deepfeat.import_features(np.eye(4), store.table[["image_id"]], store.path, name="vit")
+    with StoreWriter(store.path) as writer:
+        writer.write(writer.store.find("NetA"), [1], np.ones((1, 3)), make_records(["new content"]))
+    with pytest.raises(DataError, match=r"NetA and vit saw different contents of 1 image\(s\) \(first: 'img001'\)"):
+        deepfeat.fit_svm(store.path, ledger=False)
+    again = deepfeat.import_features(np.eye(4), store.table[["image_id"]], store.path, name="vit")
+    assert digests(again, "vit") == digests(again, "NetA")
+    assert digests(again, "vit")[1] == sha256("new content")
+
+
+def test_import_of_images_that_the_store_does_not_know_is_warned_of(extracted):
+    store = extracted()
+    table = pd.DataFrame({"image_id": ["a/img000.png", "a/img001.png"]})
+    message = (
+        r"^no image id of the table is in .*f\.h5: 'a/img000\.png' is one of the table, 'img000' one of the store, "
+        r"which gets 2 new image\(s\): where they are the same images, give them the same ids$"
+    )
+    with pytest.warns(DataWarning, match=message) as caught:
+        after = deepfeat.import_features(np.eye(2), table, store.path, name="vit")
+    assert caught[0].filename == __file__
+    assert after.n_images == 6
+    assert after.blocks.set_index("name")["done"].to_dict() == {"NetA": 4, "vit": 2}
+
+
+def test_import_of_a_table_without_ids(tmp_path):
+    with pytest.raises(DataError, match="no column 'image_id'"):
+        deepfeat.import_features(np.eye(2), pd.DataFrame({"label": ["a", "b"]}), tmp_path / "f.h5", name="vit")

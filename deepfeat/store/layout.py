@@ -61,6 +61,9 @@ COLUMNS = ("image_id", "path", "label", "group", "split")
 #: Types in which features may be stored.
 DTYPES = ("float32", "float16")
 
+#: How the weights of a block begin whose features were made elsewhere.
+IMPORTED = "imported:"
+
 _REQUIRED_SPEC = frozenset({"backbone", "weights", "layer", "pooling"})
 _KEY = re.compile("[0-9a-f]{32}")
 _LARGEST_ATTRIBUTE = 1 << 20
@@ -187,6 +190,11 @@ class Structure:
     columns: dict[str, tuple[Place, Place]]
     table_digest: str
     blocks: tuple[Block, ...]
+
+
+def is_imported(spec: Mapping[str, Any]) -> bool:
+    """Whether a spec describes features that were made elsewhere, so that no network here computes them."""
+    return str(spec["weights"]).startswith(IMPORTED)
 
 
 def feature_dtype(spec: Mapping[str, Any]) -> np.dtype:
