@@ -309,15 +309,30 @@ def _build(data: bytes, name: str) -> Any:
     return skops_io.loads(data, trusted=trusted)
 
 
+def check_weights(file: Path) -> str:
+    """Ending of a file of weights that may travel in a bundle.
+
+    Raises
+    ------
+    UsageError
+        If it has another ending, or is not there.
+    """
+    ending = next((ending for ending in (".keras", ".weights.h5") if file.name.endswith(ending)), None)
+    if ending is None:
+        msg = f"weights {str(file)!r} is not a .keras or .weights.h5 file: others are named at deepfeat.load"
+        raise UsageError(msg)
+    if not file.is_file():
+        msg = f"there is no file {str(file)!r}: name the weights with which the features were computed"
+        raise UsageError(msg)
+    return ending
+
+
 def _weights_members(files: Iterable[Any], blocks: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """Files of weights by the names that they have in a bundle; a manifest goes with its network."""
     needed = {block["spec"]["weights"]: block["name"] for block in blocks if "spec" in block}
     members = {}
     for file in map(Path, files):
-        ending = next((e for e in (".keras", ".weights.h5") if file.name.endswith(e)), None)
-        if ending is None or not file.is_file():
-            msg = f"weights {str(file)!r} is not a .keras or .weights.h5 file: others are named at deepfeat.load"
-            raise UsageError(msg)
+        ending = check_weights(file)
         data = file.read_bytes()
         digest = _sha256(data)
         if f"sha256:{digest}" not in needed:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any
 
 from deepfeat import __version__
 from deepfeat.errors import DataWarning, DeepfeatError, UsageError
+
+#: Options that say how a network is used, and go with its name.
+_NETWORK_OPTIONS = ("--layer", "--pooling", "--input-size", "--resize", "--preprocess")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +97,8 @@ def extract(arguments: argparse.Namespace) -> None:
     """Bring a feature store up to date with a folder of images."""
     import deepfeat
 
-    backbones = [_backbone(text, arguments) for text in arguments.backbone]
+    _check_store(arguments.cache)
+    backbones = _backbones(arguments)
     with _client(arguments.scheduler) as client:
         store = deepfeat.extract(
             _read_table(arguments),
@@ -122,7 +127,9 @@ def _client(scheduler: str | None) -> Any:
 
 def fit(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM on a feature store."""
-    _check_outputs(arguments.report, arguments.predictions, arguments.save, picture=arguments.plot)
+    _refuse_stray(arguments, "--save", "--weights")
+    _check_outputs(arguments.report, arguments.predictions, picture=arguments.plot, replaced=arguments.save)
+    _check_weights(arguments.weights)
     result = _fit(arguments)
     if arguments.report:
         result.report(arguments.report)
@@ -131,7 +138,7 @@ def fit(arguments: argparse.Namespace) -> None:
     if arguments.predictions:
         result.predictions.to_csv(arguments.predictions)
     if arguments.save:
-        result.save(arguments.save, arguments.weights)
+        result.save(arguments.save, arguments.weights or ())
     if not arguments.json:
         print(result.summary())
         return
@@ -154,6 +161,7 @@ def fit(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM, and write all about it as one HTML page."""
+    _refuse_stray(arguments, "--network", *_NETWORK_OPTIONS)
     _check_outputs(arguments.output)
     result = _fit(arguments)
     result.report(
@@ -168,24 +176,58 @@ def report(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}")
 
 
-def _check_outputs(*files: str | None, picture: str | None = None) -> None:
+def _check_outputs(*files: str | None, picture: str | None = None, replaced: str | None = None) -> None:
     """Refuse files that could not be written before the work begins, and not after it."""
-    for file in filter(None, files):
-        if not Path(file).parent.is_dir():
-            msg = f"cannot write {file}: there is no folder {str(Path(file).parent)!r}"
-            raise UsageError(msg)
     if picture is not None:
         from deepfeat.plots import check_picture
 
         check_picture(picture)
+    for file in (*files, picture, replaced):
+        obstacle = None if file is None else _obstacle(Path(file), is_replaced=file == replaced)
+        if obstacle is not None:
+            msg = f"cannot write {file or repr(file)}: {obstacle}"
+            raise UsageError(msg)
+
+
+def _obstacle(file: Path, *, is_replaced: bool) -> str | None:
+    """What keeps a file from being written, into the file that is there or by a new one in its place."""
+    folder = file.parent
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r}"
+    if file.is_dir():
+        return "it is a folder, and a file is wanted: add a name"
+    if file.exists() and not os.access(file, os.W_OK):
+        return "the file that is there may not be changed: use another name, or give it write permission"
+    if file.exists() and not is_replaced:
+        return None
+    try:
+        # Tried, since permissions do not tell all: root has every one, and /proc takes no files.
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"no file can be made in {str(folder)!r} ({error.strerror}): use another folder"
+
+
+def _check_weights(files: Sequence[str] | None) -> None:
+    """Refuse what is no file of weights before the fit that it is to be saved with."""
+    from deepfeat.bundle import check_weights
+
+    for file in files or ():
+        check_weights(Path(file))
+
+
+def _check_store(cache: str) -> None:
+    """Refuse a folder where a feature store is to be made or extended."""
+    if Path(cache).is_dir():
+        msg = f"{cache!r} is a folder, and a feature store is a file: use {str(Path(cache) / 'features.h5')!r}"
+        raise UsageError(msg)
 
 
 def _explain(arguments: argparse.Namespace) -> Any:
     """What makes activation maps, by the networks that are named, or those that deepfeat finds by itself."""
     import deepfeat
 
-    networks = [_backbone(text, arguments) for text in arguments.network or ()]
-    return functools.partial(deepfeat.explain_images, backbones=networks or None)
+    return functools.partial(deepfeat.explain_images, backbones=_backbones(arguments, "--network"))
 
 
 def _fit(arguments: argparse.Namespace) -> Any:
@@ -231,8 +273,7 @@ def predict(arguments: argparse.Namespace) -> None:
     """Classify images by a classifier that fit --save wrote."""
     import deepfeat
 
-    given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
-    classifier = deepfeat.load(arguments.model, given, runtime=arguments.runtime)
+    classifier = deepfeat.load(arguments.model, _backbones(arguments), runtime=arguments.runtime)
     images = arguments.images[0] if len(arguments.images) == 1 else arguments.images
     total = failed = 0
     for table in classifier.stream(images):
@@ -261,9 +302,7 @@ def explain(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     _check_outputs(picture=arguments.output)
-
-    given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
-    classifier = deepfeat.load(arguments.model, given, runtime=arguments.runtime)
+    classifier = deepfeat.load(arguments.model, _backbones(arguments), runtime=arguments.runtime)
     names = {str(name): name for name in classifier.classes}
     explanation = classifier.explain(arguments.image, names.get(arguments.label, arguments.label))
     explanation.save(arguments.output)
@@ -276,8 +315,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     """Train a backbone on labelled images, and keep it with what is known of the training."""
     import deepfeat
 
-    _check_outputs(picture=arguments.plot)
-
+    _check_outputs(arguments.output, picture=arguments.plot)
     names = [
         *("positive", "head_epochs", "epochs", "patience", "batch_size", "head_learning_rate", "learning_rate"),
         *("schedule", "l2", "dropout", "embedding_dim", "val_size", "precision", "seed"),
@@ -286,7 +324,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     settings["unfreeze"] = _number_or_name(arguments.unfreeze)
     settings["imbalance"] = None if arguments.imbalance == "none" else arguments.imbalance
     settings["augment"] = [name for name in arguments.augment if name != "none"]
-    backbone, table = _backbone(arguments.backbone, arguments), _read_table(arguments)
+    (backbone,), table = _backbones(arguments), _read_table(arguments)
     if arguments.test is not None:
         table = deepfeat.split_table(table, arguments.test, arguments.seed)
     given = (table, backbone, arguments.output)
@@ -340,7 +378,7 @@ def bench(arguments: argparse.Namespace) -> None:
 
     table = deepfeat.benchmark(
         _read_table(arguments),
-        [_backbone(text, arguments) for text in arguments.backbone],
+        _backbones(arguments),
         n_images=arguments.images_drawn,
         runtime=arguments.runtime,
         precision=arguments.precision,
@@ -420,12 +458,12 @@ def store_verify(arguments: argparse.Namespace) -> None:
     """Compare every row with its checksum, and a sample with features computed again."""
     import deepfeat
 
+    _refuse_stray(arguments, "--sample", "--backbone", *_NETWORK_OPTIONS)
     damaged = deepfeat.verify_features(arguments.cache, repair=arguments.repair)
     for row in damaged.itertuples():
         print(f"damaged: {row.image_id} ({row.block})")
     if arguments.sample:
-        given = [_backbone(text, arguments) for text in arguments.backbone] if arguments.backbone else None
-        compared = deepfeat.verify_sample(arguments.cache, arguments.sample, given)
+        compared = deepfeat.verify_sample(arguments.cache, arguments.sample, _backbones(arguments))
         print(compared[["block", "images", "largest_difference"]].to_string(index=False))
         off = compared[compared["largest_difference"] > 1e-3]
         if len(off):
@@ -441,6 +479,7 @@ def store_merge(arguments: argparse.Namespace) -> None:
     """Merge feature stores into one; conflicts are named, not chosen."""
     import deepfeat
 
+    _check_store(arguments.target)
     _print_store(deepfeat.merge_features(arguments.sources, arguments.target), arguments.json)
 
 
@@ -448,6 +487,7 @@ def store_export(arguments: argparse.Namespace) -> None:
     """Write labels and features as .parquet, .npz or .csv."""
     import deepfeat
 
+    _check_outputs(arguments.output)
     store, path = deepfeat.open_features(arguments.cache), Path(arguments.output)
     if path.suffix == ".parquet":
         store.to_parquet(path, arguments.backbone)
@@ -465,6 +505,7 @@ def store_import(arguments: argparse.Namespace) -> None:
     """Put features made elsewhere (.npy, or a data set of an .h5 file) into a store, with a CSV of ids and labels."""
     import deepfeat
 
+    _check_store(arguments.cache)
     table, features = deepfeat.read_features(
         arguments.features,
         arguments.csv,
@@ -483,6 +524,7 @@ def compare(arguments: argparse.Namespace) -> None:
         return
     import deepfeat
 
+    _check_metric(arguments)
     settings = {
         "positive": arguments.positive,
         "cv": arguments.cv,
@@ -505,6 +547,27 @@ def compare(arguments: argparse.Namespace) -> None:
     print("\n".join(table["sentence"]))
 
 
+def _check_metric(arguments: argparse.Namespace) -> None:
+    """Refuse a metric that fits do not have before they are made."""
+    allowed = _metric_names(arguments.positive is not None, arguments.label is not None)
+    if arguments.metric not in allowed:
+        of = "" if arguments.label is None else " with --label"
+        msg = f"--metric is {arguments.metric!r}{of}: use one of {', '.join(allowed)}"
+        raise UsageError(msg)
+
+
+def _metric_names(has_positive: bool, of_class: bool) -> list[str]:
+    """Metrics of a fit, or of one of its classes: those that two images get, since nothing else lists them."""
+    import numpy as np
+
+    from deepfeat.bootstrap import PER_CLASS
+    from deepfeat.evaluation import evaluate
+
+    classes = ["a", "b"]
+    example = evaluate(classes, classes, np.eye(2), classes, "a" if has_positive else None, n_resamples=0)
+    return list(PER_CLASS if of_class else example.metrics.index)
+
+
 def _print_leaderboard(arguments: argparse.Namespace) -> None:
     """All fits, the best first; those of other images or other rows stand in tables of their own."""
     import deepfeat
@@ -523,7 +586,7 @@ def _print_leaderboard(arguments: argparse.Namespace) -> None:
     for scored, part in table.groupby("scored", sort=False):
         first = part.iloc[0]
         task = f"{first['positive']} against the rest" if part["positive"].notna().all() else "all classes"
-        print(f"{task}, {first['evaluated_on']}, {first['n_images']} images ({scored[:8]})")
+        print(f"{task}, {first['evaluated_on']}, {first['n_scored']} images ({scored[:8]})")
         print(part[list(dict.fromkeys(columns))].to_string(float_format="{:.3f}".format), end="\n\n")
 
 
@@ -531,6 +594,7 @@ def store_duplicates(arguments: argparse.Namespace) -> None:
     """List images that seem to show the same, and those whose files are equal."""
     import deepfeat
 
+    _check_outputs(arguments.csv)
     pairs = deepfeat.find_duplicates(arguments.cache, arguments.backbone, threshold=arguments.threshold)
     if arguments.csv:
         pairs.to_csv(arguments.csv, index=False)
@@ -675,7 +739,6 @@ def _add_fit(commands: Any) -> None:
     command.add_argument(
         "--weights",
         action="append",
-        default=[],
         metavar="FILE",
         help="with --save: .keras or .weights.h5 file that is to travel along; may be repeated",
     )
@@ -924,7 +987,6 @@ def _add_network_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--pooling",
-        default="avg",
         choices=("avg", "max", "gem", "flatten", "none"),
         help="of feature maps (default: avg)",
     )
@@ -940,8 +1002,8 @@ def _add_label_options(command: argparse.ArgumentParser) -> None:
     labels.add_argument("--csv", help="label file with a header line")
     labels.add_argument("--isic", metavar="GROUND_TRUTH", help="one-hot ground truth of ISIC 2018 or 2019")
     command.add_argument("--metadata", help="with --isic: CSV with image and lesion_id")
-    command.add_argument("--image-column", default="image", help="with --csv (default: image)")
-    command.add_argument("--label-column", default="label", help="with --csv (default: label)")
+    command.add_argument("--image-column", help="with --csv (default: image)")
+    command.add_argument("--label-column", help="with --csv (default: label)")
     command.add_argument("--group-column", help="with --csv: patient or lesion")
     command.add_argument("--split-column", help="with --csv: train, val or test")
 
@@ -960,15 +1022,48 @@ def _command(commands: Any, name: str, run: Any, example: str) -> argparse.Argum
     return command
 
 
+def _refuse_stray(arguments: argparse.Namespace, needed: str, *options: str) -> None:
+    """Refuse options that would be without effect, for lack of the one that they go with."""
+    if _given(arguments, needed):
+        return
+    for option in options:
+        if _given(arguments, option) is not None:
+            msg = f"{option} goes with {needed}: give {needed} too, or leave out {option}"
+            raise UsageError(msg)
+
+
+def _given(arguments: argparse.Namespace, option: str) -> Any:
+    """The value of an option as the command line has it."""
+    return getattr(arguments, option.removeprefix("--").replace("-", "_"))
+
+
+def _backbones(arguments: argparse.Namespace, option: str = "--backbone") -> Any:
+    """The networks that are named, in a list; None where there are none."""
+    _refuse_stray(arguments, option, *_NETWORK_OPTIONS)
+    given = _given(arguments, option)
+    if given is None:
+        return None
+    names = [given] if isinstance(given, str) else given
+    if arguments.preprocess is not None and not any(map(_is_model_file, names)):
+        msg = f"--preprocess goes with a .keras or .onnx file, and {', '.join(names)} is none: leave it out"
+        raise UsageError(msg)
+    return [_backbone(name, arguments) for name in names]
+
+
+def _is_model_file(name: str) -> bool:
+    return name.endswith((".keras", ".onnx"))
+
+
 def _backbone(text: str, arguments: argparse.Namespace) -> Any:
     import deepfeat
 
+    poolings = {None: "avg", "none": None}
     options = {
         "layer": arguments.layer if arguments.layer is None or len(arguments.layer) > 1 else arguments.layer[0],
-        "pooling": None if arguments.pooling == "none" else arguments.pooling,
+        "pooling": poolings.get(arguments.pooling, arguments.pooling),
         "input_size": arguments.input_size,
     }
-    if text.endswith((".keras", ".onnx")):
+    if _is_model_file(text):
         return deepfeat.load_backbone(text, preprocess=arguments.preprocess, resize=arguments.resize, **options)
     name, separator, weights = text.partition("=")
     chosen = {"": "imagenet", "random": None}.get(weights, weights) if separator else "imagenet"
@@ -978,19 +1073,17 @@ def _backbone(text: str, arguments: argparse.Namespace) -> Any:
 def _read_table(arguments: argparse.Namespace) -> Any:
     import deepfeat
 
-    if arguments.metadata and not arguments.isic:
-        raise UsageError("--metadata goes with --isic")
+    if arguments.isic and arguments.group_column is not None:
+        raise UsageError("--group-column goes with --csv: give --isic its groups, which are lesions, by --metadata")
+    columns = ("image", "label", "group", "split")
+    _refuse_stray(arguments, "--csv", *(f"--{name}-column" for name in columns))
+    _refuse_stray(arguments, "--isic", "--metadata")
     if arguments.isic:
         return deepfeat.read_isic(arguments.images, arguments.isic, arguments.metadata)
     if arguments.csv:
-        return deepfeat.read_csv(
-            arguments.csv,
-            arguments.images,
-            image=arguments.image_column,
-            label=arguments.label_column,
-            group=arguments.group_column,
-            split=arguments.split_column,
-        )
+        named = {name: _given(arguments, f"--{name}-column") for name in columns}
+        given = {name: column for name, column in named.items() if column is not None}
+        return deepfeat.read_csv(arguments.csv, arguments.images, **given)
     return deepfeat.read_folder(arguments.images)
 
 

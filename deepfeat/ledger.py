@@ -95,9 +95,10 @@ class Ledger:
         left out.
     table : pandas.DataFrame
         One row per fit, the oldest first, indexed by id: created, blocks, best_params, positive, threshold,
-        evaluated_on, the value of each metric, low and high of the balanced accuracy, n_images, rows and folds (equal
-        for equal images and folds), scored (equal where the same images were scored with the same labels in the same
-        manner), seconds, deepfeat.
+        evaluated_on, the value of each metric, low and high of the balanced accuracy, scored (equal where the same
+        images were scored with the same labels in the same manner), n_scored (number of images that the metrics are
+        of), n_images (of all images of the fit, those of training included), rows and folds (equal for equal images and
+        folds), seconds, deepfeat.
 
     Examples
     --------
@@ -106,8 +107,8 @@ class Ledger:
     >>> ledger = deepfeat.open_ledger("skin.h5")
     >>> len(ledger), ledger.damaged
     (1, [])
-    >>> ledger.table[["blocks", "evaluated_on", "n_images"]].values.tolist()
-    [['EfficientNetLite0 + colour', 'out-of-fold', 24]]
+    >>> ledger.table[["blocks", "evaluated_on", "n_scored", "n_images"]].values.tolist()
+    [['EfficientNetLite0 + colour', 'out-of-fold', 24, 24]]
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -116,10 +117,13 @@ class Ledger:
         self._records: dict[str, dict[str, Any]] = {}
         for file in sorted(self.path.glob("*.npz")):
             try:
-                self._records[file.stem] = _read(file, ("record",))["record"]
+                found = _read(file, ("fold",))
             except StoreError as error:
                 self.damaged.append(file.name)
                 warnings.warn(f"{error}; it is left out", DataWarning, stacklevel=3)
+            else:
+                n_scored = _count_scored(found["fold"], found["record"]["evaluated_on"])
+                self._records[file.stem] = {**found["record"], "n_scored": n_scored}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -173,7 +177,7 @@ class Ledger:
             msg = f"{len(fits)} fits of {self.path} are named {name!r}: use one of the index of its table"
             raise UsageError(msg)
         found = name if name in self._records else fits[0]
-        return _as_entry(found, _read(self.path / f"{found}.npz", ("record", *_ARRAYS)))
+        return _as_entry(found, _read(self.path / f"{found}.npz", _ARRAYS))
 
     def evaluate(
         self,
@@ -403,19 +407,20 @@ def _plain(value: Any) -> Any:
 
 
 def _read(file: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Read an entry's arrays, whose checksums are compared on the way, and its record."""
+    """Read an entry's record and some of its arrays, whose checksums are compared on the way."""
     try:
         with np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in names}
-        found["record"] = json.loads(str(found["record"]))
-        version = found["record"]["version"]
+            record = json.loads(str(archive["record"]))
+            version = record["version"]
+            # Those of another version may be missing.
+            found = {name: archive[name] for name in names if version == _VERSION}
     except _DAMAGE as error:
         msg = f"{file} is no entry of a ledger, or is damaged ({' '.join(str(error).split())})"
         raise StoreError(msg) from error
     if version != _VERSION:
         msg = f"{file} is an entry of version {version}, and this deepfeat reads version {_VERSION}: use a newer one"
         raise StoreError(msg)
-    return found
+    return {**found, "record": record}
 
 
 def _as_entry(name: str, found: dict[str, Any]) -> Entry:
@@ -432,6 +437,11 @@ def _as_entry(name: str, found: dict[str, Any]) -> Entry:
     return Entry(name, record, classes, record["positive"], record["evaluated_on"], table)
 
 
+def _count_scored(folds: np.ndarray, evaluated_on: str) -> int:
+    """Number of images that `deepfeat.evaluation.scored_rows` takes, from the numbers of folds of an entry."""
+    return int((folds == _TEST if evaluated_on == "test" else folds >= 0).sum())
+
+
 def _summarise(record: dict[str, Any]) -> dict[str, Any]:
     provenance, metrics = record["provenance"], record["metrics"]
     values = {name: metric["value"] for name, metric in metrics.items()}
@@ -443,7 +453,7 @@ def _summarise(record: dict[str, Any]) -> dict[str, Any]:
         **{name: record[name] for name in ("positive", "threshold", "evaluated_on")},
         **values,
         **ends,
-        "scored": record["scored"],
+        **{name: record[name] for name in ("scored", "n_scored")},
         **{name: provenance[name] for name in ("n_images", "rows", "folds", "seconds", "deepfeat")},
     }
 

@@ -458,10 +458,41 @@ def test_keras_file_with_an_open_size_needs_one(tmp_path):
     assert deepfeat.load_backbone(tmp_path / "open.keras", preprocess="none", input_size=24).input_shape == (24, 24, 3)
 
 
-@pytest.mark.parametrize("name", ["missing.keras", "model.h5"])
-def test_keras_file_that_is_none(tmp_path, name):
+@pytest.mark.parametrize(
+    ("sides", "size", "message"),
+    [
+        ((16, 16), 24, r"input_size is 24 x 24, and .*mine\.keras takes 16 x 16: leave out input_size"),
+        ((16, 20), (20, 16), r"input_size is 20 x 16, and .*mine\.keras takes 16 x 20: leave out input_size"),
+        ((None, 16), 24, r"input_size is 24 x 24, and .*mine\.keras takes any x 16: pass such a size"),
+    ],
+)
+def test_keras_file_of_a_fixed_size_takes_no_other(tmp_path, sides, size, message):
+    tiny((*sides, 3)).save(tmp_path / "mine.keras")
+    backbone = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="none", input_size=size)
+    with pytest.raises(UsageError, match=message):
+        backbone.build()
+
+
+@pytest.mark.parametrize(("sides", "size"), [((16, 16), 16), ((None, 16), (24, 16)), ((None, None), 24)])
+def test_keras_file_is_built_at_a_size_that_it_takes(tmp_path, sides, size):
+    tiny((*sides, 3)).save(tmp_path / "mine.keras")
+    backbone = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="none", input_size=size)
+    height, width, _ = backbone.input_shape
+    (features,) = KerasRuntime(backbone, backbone.build(), 2)(np.zeros((2, height, width, 3), np.uint8))
+    assert features.shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.keras", r"there is no file '.*missing\.keras': name the \.keras or \.onnx file"),
+        ("missing.onnx", r"there is no file '.*missing\.onnx': name the \.keras or \.onnx file"),
+        ("model.h5", r"'.*model\.h5' is not a \.keras or \.onnx file: save the model"),
+    ],
+)
+def test_keras_file_that_is_none(tmp_path, name, message):
     (tmp_path / "model.h5").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"not a \.keras or \.onnx file"):
+    with pytest.raises(UsageError, match=message):
         deepfeat.load_backbone(tmp_path / name, preprocess="none")
 
 

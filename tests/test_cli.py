@@ -3,18 +3,22 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from small_network import build
 
 import deepfeat
-from deepfeat.cli import _explain, _parser, main
+from deepfeat.backbones.network import PREPROCESSINGS
+from deepfeat.cli import _backbones, _explain, _metric_names, _obstacle, _parser, _read_table, main
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +183,16 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
         (["extract", ".", "--backbone", "VGG16=nothing.h5"], 2, "'nothing.h5' is not a file"),
         (["fit", "f.h5", "--widen", "--C", "1"], 2, "--widen starts from the default grid"),
         (["fit", "f.h5", "--choose", "top-2", "--backbone", "VGG16"], 2, "leave out --backbone"),
-        (["extract", ".", "--backbone", "mine.keras"], 2, "is not a .keras or .onnx file"),
+        (["extract", ".", "--backbone", "mine.keras"], 2, "there is no file 'mine.keras': name the .keras or .onnx"),
         (["finetune", "missing", "--backbone", "VGG16"], 2, "does not exist"),
         (["finetune", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17'"),
         (["extract", ".", "--backbone", "VGG16", "--metadata", "m.csv"], 2, "--metadata goes with --isic"),
+        (["extract", ".", "--backbone", "VGG16", "--cache", "."], 2, "'.' is a folder, and a feature store is a file"),
+        (["store", "merge", ".", "a.h5"], 2, "'.' is a folder, and a feature store is a file: use 'features.h5'"),
+        (["store", "import", ".", "a.npy", "--csv", "a.csv"], 2, "'.' is a folder, and a feature store is a file"),
+        (["store", "export", "a.h5", "."], 2, "cannot write .: it is a folder, and a file is wanted"),
+        (["store", "duplicates", "a.h5", "--csv", "."], 2, "cannot write .: it is a folder, and a file is wanted"),
+        (["finetune", ".", "--backbone", "VGG16", "--output", "no/x.keras"], 2, "there is no folder 'no'"),
     ],
 )
 def test_failure_is_one_sentence_and_an_exit_code(command, status, message, capsys, tmp_path, monkeypatch):
@@ -193,6 +203,65 @@ def test_failure_is_one_sentence_and_an_exit_code(command, status, message, caps
     assert captured.err.startswith("deepfeat: ")
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+EXTRACT = ["extract", ".", "--backbone", "VGG16"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*EXTRACT, "--group-column", "lesion"], "--group-column goes with --csv: give --csv too, or leave out"),
+        ([*EXTRACT, "--split-column", "split"], "--split-column goes with --csv"),
+        ([*EXTRACT, "--label-column", "dx"], "--label-column goes with --csv"),
+        ([*EXTRACT, "--image-column", "file"], "--image-column goes with --csv"),
+        ([*EXTRACT, "--isic", "t.csv", "--group-column", "x"], "give --isic its groups, which are lesions, by"),
+        ([*EXTRACT, "--isic", "t.csv", "--split-column", "x"], "--split-column goes with --csv"),
+        (["bench", *EXTRACT[1:], "--group-column", "lesion"], "--group-column goes with --csv"),
+        (["finetune", *EXTRACT[1:], "--group-column", "lesion"], "--group-column goes with --csv"),
+        ([*EXTRACT, "--preprocess", "tf"], "--preprocess goes with a .keras or .onnx file, and VGG16 is none"),
+        (["finetune", *EXTRACT[1:], "--preprocess", "tf"], "--preprocess goes with a .keras or .onnx file"),
+        (["fit", "f.h5", "--weights", "w.keras"], "--weights goes with --save: give --save too, or leave out"),
+        (["store", "verify", "f.h5", "--backbone", "VGG16"], "--backbone goes with --sample"),
+        (["store", "verify", "f.h5", "--sample", "4", "--pooling", "max"], "--pooling goes with --backbone"),
+        (["predict", "m.deepfeat", ".", "--input-size", "48"], "--input-size goes with --backbone"),
+        (["explain", "m.deepfeat", "a.png", "--resize", "crop"], "--resize goes with --backbone"),
+        (["report", "f.h5", "--layer", "top"], "--layer goes with --network"),
+    ],
+)
+def test_option_that_would_be_without_effect_is_refused(command, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deepfeat, "verify_features", lambda *_, **__: pd.DataFrame())
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_preprocessing_is_that_of_the_files_among_the_networks(tmp_path):
+    build((16, 16, 3)).save(tmp_path / "mine.keras")
+    names = ["--backbone", "EfficientNetLite0", "--backbone", str(tmp_path / "mine.keras")]
+    arguments = _parser().parse_args(["extract", ".", *names, "--preprocess", "caffe"])
+    found = {backbone.name: backbone.network.preprocess for backbone in _backbones(arguments)}
+    assert found == {"EfficientNetLite0": PREPROCESSINGS["lite"], "mine": PREPROCESSINGS["caffe"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "pooling"), [([], "avg"), (["--pooling", "none"], None), (["--pooling", "max"], "max")]
+)
+def test_pooling_is_the_average_unless_told(options, pooling):
+    (backbone,) = _backbones(_parser().parse_args([*EXTRACT, *options]))
+    assert backbone.pooling == pooling
+
+
+def test_columns_of_a_label_file_have_names_by_default(folder, tmp_path):
+    csv = tmp_path / "labels.csv"
+    rows = [f"{label}/{label}{number}.png,{label}" for label in ("bright", "dark") for number in range(12)]
+    csv.write_text("\n".join(["image,label", *rows]), encoding="utf-8")
+    table = _read_table(_parser().parse_args(["extract", str(folder), "--backbone", "VGG16", "--csv", str(csv)]))
+    assert table["label"].value_counts().to_dict() == {"bright": 12, "dark": 12}
+    assert table["group"].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -260,15 +329,65 @@ def test_option_has_help(name, action):
         (["--report", "nowhere/report.html"], "there is no folder 'nowhere'"),
         (["--save", "nowhere/skin.deepfeat"], "there is no folder 'nowhere'"),
         (["--predictions", "nowhere/rows.csv"], "there is no folder 'nowhere'"),
+        (["--plot", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
+        (["--report", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
+        (["--save", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
+        (["--predictions", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
+        (["--save", ""], "cannot write '': it is a folder, and a file is wanted"),
+        pytest.param(
+            ["--save", "/proc/skin.deepfeat"],
+            "no file can be made in '/proc'",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc"),
+        ),
+        (["--save", "a.deepfeat", "--weights", "no.keras"], "there is no file 'no.keras': name the weights"),
+        (["--save", "a.deepfeat", "--weights", "a.onnx"], "'a.onnx' is not a .keras or .weights.h5 file"),
     ],
 )
 def test_wrong_use_of_fit_is_one_sentence_and_costs_no_fit(cache, tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.png").mkdir()
     monkeypatch.setattr("deepfeat.svm.procedure.Procedure.__init__", None)
     assert main(["fit", str(cache), *arguments]) == 2
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_file_that_can_be_written_has_no_obstacle_and_is_left_as_it_is(tmp_path):
+    (tmp_path / "old").write_text("old")
+    for name in ("new", "old"):
+        assert _obstacle(tmp_path / name, is_replaced=True) is None
+        assert _obstacle(tmp_path / name, is_replaced=False) is None
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_file_that_may_not_be_changed_is_an_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "old").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path / "old", os.W_OK))
+    assert _obstacle(tmp_path / "old", is_replaced=False).startswith("the file that is there may not be changed")
+    assert _obstacle(tmp_path / "new", is_replaced=False) is None
+
+
+def test_folder_that_takes_no_files_is_an_obstacle_to_new_ones_alone(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "old").touch()
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    said = f"no file can be made in {str(tmp_path)!r} (Permission denied): use another folder"
+    assert _obstacle(tmp_path / "new", is_replaced=False) == said
+    assert _obstacle(tmp_path / "old", is_replaced=True) == said
+    assert _obstacle(tmp_path / "old", is_replaced=False) is None
+
+
+def test_other_size_than_a_file_is_fixed_to_is_one_sentence(folder, tmp_path, capsys):
+    build((32, 32, 3)).save(tmp_path / "mine.keras")
+    command = ["extract", str(folder), "--backbone", str(tmp_path / "mine.keras"), "--preprocess", "tf", "--quiet"]
+    assert main([*command, "--input-size", "48", "--cache", str(tmp_path / "f.h5")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("deepfeat: input_size is 48 x 48, and ")
+    assert said[-1].endswith("mine.keras takes 32 x 32: leave out input_size")
+    assert "Traceback" not in "".join(said)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +573,41 @@ def test_compare_prints_a_sentence_and_the_ledger_lists_the_fits(folder, cache, 
     assert main(["compare", "--ledger", str(copy), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["fits"]) == 5
     assert main(["compare", "--ledger", str(copy), "--metric", "kappa"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--metric", "nope"], "--metric is 'nope': use one of accuracy, balanced_accuracy, precision_macro, "),
+        (["--metric", "recall"], "--metric is 'recall': use one of accuracy"),
+        (["--label", "dark"], "--metric is 'balanced_accuracy' with --label: use one of precision, recall, f1, "),
+    ],
+)
+def test_compare_refuses_a_metric_before_the_first_fit(cache, monkeypatch, capsys, options, said):
+    monkeypatch.setattr("deepfeat.svm.procedure.Procedure.__init__", None)
+    assert main(["compare", str(cache), *options]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("positive", [None, "dark"])
+def test_metrics_that_compare_allows_are_those_of_a_fit(cache, positive):
+    result = deepfeat.fit_svm(cache, param_grid={"C": [0.001]}, positive=positive, cv=3, ledger=False)
+    assert _metric_names(positive is not None, of_class=False) == list(result.metrics.index)
+    assert _metric_names(positive is not None, of_class=True) == list(result.per_class.columns[:6])
+
+
+def test_ledger_is_headed_by_the_number_of_images_that_were_scored(cache, tmp_path, capsys):
+    copy = tmp_path / "features.h5"
+    copy.write_bytes(cache.read_bytes())
+    assert main(["fit", str(copy), "--C", "0.001", "--test", "0.25", "--jobs", "1"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "--ledger", str(copy)]) == 0
+    assert capsys.readouterr().out.startswith("all classes, test, 6 images (")
+    assert main(["compare", "--ledger", str(copy), "--json"]) == 0
+    (fit,) = json.loads(capsys.readouterr().out)["fits"]
+    assert (fit["n_scored"], fit["n_images"]) == (6, 24)
 
 
 def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, capsys):

@@ -73,6 +73,21 @@ def test_table_has_one_row_for_each_fit_in_their_order(store):
     assert table["created"].is_monotonic_increasing
 
 
+@pytest.mark.parametrize(("options", "n_scored"), [({}, 180), ({"test": 0.3}, 54), ({"nested": True}, 180)], ids=str)
+def test_table_tells_the_scored_images_from_all_of_the_fit(store, options, n_scored):
+    result = deepfeat.fit_svm(store, **GRID, **options)
+    table = deepfeat.open_ledger(store.path).table
+    assert table[["n_scored", "n_images"]].to_numpy().tolist() == [[n_scored, 180]]
+    assert n_scored == result.per_class["support"].sum()
+
+
+def test_images_that_no_fold_tested_are_not_among_the_scored(data, tmp_path):
+    lesion = data[2]
+    folds = [(np.flatnonzero(lesion % 5 != k), np.flatnonzero(lesion % 5 == k)) for k in range(2)]
+    deepfeat.fit_svm(data, ledger=tmp_path, param_grid={"C": [0.01]}, cv=folds)
+    assert deepfeat.open_ledger(tmp_path).table[["n_scored", "n_images"]].to_numpy().tolist() == [[72, 180]]
+
+
 def test_ledger_is_made_only_where_it_is_wanted(store, data, tmp_path):
     deepfeat.fit_svm(store, ledger=False, **GRID)
     deepfeat.fit_svm(data, **GRID)
@@ -233,6 +248,12 @@ def test_damaged_entry_is_named_and_the_others_are_read(data, tmp_path, damage):
         ledger = deepfeat.open_ledger(tmp_path)
     assert ledger.table.index.tolist() == [second.stem]
     assert ledger.damaged == [first.name]
+
+
+def test_entry_of_a_newer_version_is_called_that(tmp_path):
+    newer(tmp_path / "fit.npz")
+    with pytest.warns(DataWarning, match="fit.npz is an entry of version 2, and this deepfeat reads version 1"):
+        deepfeat.open_ledger(tmp_path)
 
 
 def test_damaged_predictions_are_found_when_they_are_read(data, tmp_path):

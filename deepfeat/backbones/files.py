@@ -49,7 +49,8 @@ def load_backbone(
         What the model was trained with, see `register_backbone`; it has no
         default, since a wrong one goes unnoticed. A network of `finetune` brings its own.
     input_size : int or tuple of int, optional
-        Height and width in pixels; needed where the model leaves them open.
+        Height and width in pixels; needed where the model leaves them open. Where a Keras file fixes them, any other
+        size is refused when the network is built.
     layer, pooling, resize
         As in `Backbone`. A classifier's own output is its class scores: name
         the layer before them, in an ONNX file a node or a node's output. The output of a network of
@@ -81,8 +82,11 @@ def load_backbone(
     (24, 16)
     """
     file = Path(path)
-    if file.suffix not in (".keras", ".onnx") or not file.is_file():
+    if file.suffix not in (".keras", ".onnx"):
         msg = f"{os.fspath(path)!r} is not a .keras or .onnx file: save the model with model.save('name.keras')"
+        raise UsageError(msg)
+    if not file.is_file():
+        msg = f"there is no file {os.fspath(path)!r}: name the .keras or .onnx file of a network"
         raise UsageError(msg)
     file = file.absolute()  # other processes have other working folders
     manifest = read_manifest(file) if file.suffix == ".keras" else None
@@ -102,7 +106,9 @@ def load_backbone(
     name = file.stem if manifest is None else manifest.name
 
     def build(shape: Shape) -> keras.Model:
-        return _load(file, objects)
+        model = _load(file, objects)
+        _check_size(model, file, shape[:2])
+        return model
 
     network = Network(
         name,
@@ -154,6 +160,16 @@ def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
         msg = f"{file} has inputs of shape {shapes}: a backbone takes one batch of RGB images, (None, height, width, 3)"
         raise BackboneError(msg)
     return model
+
+
+def _check_size(model: keras.Model, file: Path, size: tuple[int, int]) -> None:
+    """Refuse images of another size than the input is fixed to; a side that is left open takes any."""
+    fixed = model.inputs[0].shape[1:3]
+    if any(edge is not None and edge != wanted for edge, wanted in zip(fixed, size, strict=True)):
+        asked, taken = (" x ".join("any" if edge is None else str(edge) for edge in pair) for pair in (size, fixed))
+        advice = "pass such a size" if None in fixed else "leave out input_size"
+        msg = f"input_size is {asked}, and {file} takes {taken}: {advice}"
+        raise UsageError(msg)
 
 
 def _declared_size(model: keras.Model, file: Path) -> tuple[int, int]:
