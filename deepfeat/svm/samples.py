@@ -276,8 +276,8 @@ def _done_everywhere(store: FeatureStore, keys: Sequence[str], notes: list[str])
         if len(differ):
             msg = (
                 f"{store.find(keys[0]).name} and {store.find(key).name} saw different contents of "
-                f"{len(differ)} image(s) (first: {store.table['image_id'][differ[0]]!r}): extract both again, or import "
-                "again what was imported"
+                f"{len(differ)} image(s) (first: {store.table['image_id'][differ[0]]!r}): extract both again, "
+                "or import again what was imported"
             )
             raise DataError(msg)
     contents = [digest.tobytes() if known else None for digest, known in zip(records[0]["digest"], done, strict=True)]
