@@ -26,7 +26,7 @@ from deepfeat.extraction import extract
 from deepfeat.images import Preparation, stream_images
 from deepfeat.interruption import interruptible
 from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
-from deepfeat.splits import merge_groups
+from deepfeat.splits import check_seed, merge_groups
 from deepfeat.store import FeatureStore
 from deepfeat.svm import fit_svm
 
@@ -108,6 +108,7 @@ def benchmark(
     if not isinstance(n_images, int | np.integer) or isinstance(n_images, bool) or n_images < 1:
         msg = f"n_images is {n_images!r}: use a number of images"
         raise UsageError(msg)
+    check_seed(seed)
     chosen = as_backbones(backbones)
     resolved = resolve(runtime, precision)[1]
     table = as_table(images)

@@ -129,7 +129,8 @@ def fit(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM on a feature store."""
     _refuse_stray(arguments, "--save", "--weights")
     _check_outputs(arguments.report, arguments.predictions, picture=arguments.plot, replaced=arguments.save)
-    _check_weights(arguments.weights)
+    if arguments.weights:
+        _check_weights(arguments.weights)
     result = _fit(arguments)
     if arguments.report:
         result.report(arguments.report)
@@ -208,11 +209,11 @@ def _obstacle(file: Path, *, is_replaced: bool) -> str | None:
         return f"no file can be made in {str(folder)!r} ({error.strerror}): use another folder"
 
 
-def _check_weights(files: Sequence[str] | None) -> None:
+def _check_weights(files: Sequence[str]) -> None:
     """Refuse what is no file of weights before the fit that it is to be saved with."""
     from deepfeat.bundle import check_weights
 
-    for file in files or ():
+    for file in files:
         check_weights(Path(file))
 
 

@@ -15,7 +15,7 @@ from deepfeat.errors import DataError, UsageError
 #: What can be asked for at least, and what is then made as large as possible.
 _TRADED = {"recall": "specificity", "specificity": "recall", "precision": "recall"}
 _MAXIMISED = ("f1", "balanced_accuracy", "accuracy")
-_WISH = re.compile(r"(\w+)\s*>=\s*([0-9]*\.?[0-9]+)")
+_WISH = re.compile(r"(\w+)\s*>=\s*([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 
 class Wish(NamedTuple):

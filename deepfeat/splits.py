@@ -85,7 +85,7 @@ def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float, seed: 
     if not isinstance(test_size, Real) or not 0 < test_size < 1:
         msg = f"test_size is {test_size!r}: use a share between 0 and 1, such as 0.2"
         raise UsageError(msg)
-    _refuse_seed(seed)
+    check_seed(seed)
     share = float(test_size)
     sets = merge_groups(groups)
     sets_per_class = _refuse_small_classes(labels, sets, 2, "a train and a test side")
@@ -137,7 +137,7 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
         trains without one of the classes, a set is in train and test of one fold,
         or the splitter refuses the data.
     """
-    _refuse_seed(seed)
+    check_seed(seed)
     if isinstance(cv, bool) or (isinstance(cv, Integral) and cv < 2):
         msg = f"cv is {cv}: use 2 or more folds, or a scikit-learn splitter"
         raise UsageError(msg)
@@ -227,7 +227,8 @@ def _index_arrays(cv: Iterable[Any], n_images: int) -> list[Fold]:
     return folds
 
 
-def _refuse_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that NumPy's generators do not take."""
     if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
         msg = f"seed is {seed!r}: use a whole number from 0 to {2**32 - 1}"
         raise UsageError(msg)

@@ -103,6 +103,12 @@ def test_wrong_number_of_images(photos, n_images):
         deepfeat.benchmark(photos, "BenchTiny", n_images=n_images)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_wrong_seed(photos, seed):
+    with pytest.raises(UsageError, match=r"seed is .*: use a whole number from 0 to 4294967295"):
+        deepfeat.benchmark(photos, "BenchTiny", n_images=1, seed=seed)
+
+
 def test_command_prints_a_table_or_json_and_draws(photos, tmp_path, capsys):
     command = ["bench", str(photos), "--backbone", "BenchTiny=random", "--n-images", "30"]
     assert main(command) == 0

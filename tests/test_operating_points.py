@@ -27,6 +27,7 @@ SCORES = {
         ("recall>=0.9", Wish("recall", 0.9)),
         (" specificity >= 1 ", Wish("specificity", 1.0)),
         ("precision>=.5", Wish("precision", 0.5)),
+        ("recall>=1.", Wish("recall", 1.0)),
         ("f1", Wish("f1", None)),
         ("balanced_accuracy", Wish("balanced_accuracy", None)),
     ],
@@ -36,7 +37,21 @@ def test_wish_is_read(given, expected):
 
 
 @pytest.mark.parametrize(
-    "given", ["recall", "recall>=1.5", "recall>=0", "recall>0.9", "auroc>=0.9", "f1>=0.9", "", True, np.nan, [0.1]]
+    "given",
+    [
+        "recall",
+        "recall>=1.5",
+        "recall>=0",
+        "recall>=.",
+        "recall>=0.9.5",
+        "recall>0.9",
+        "auroc>=0.9",
+        "f1>=0.9",
+        "",
+        True,
+        np.nan,
+        [0.1],
+    ],
 )
 def test_other_wishes_are_refused(given):
     with pytest.raises(UsageError, match="use 'METRIC>=SHARE' with recall, specificity, precision, one of f1"):

@@ -227,8 +227,10 @@ def fit_svm(
     folds = make_folds(y, samples.sets[train], cv, seed)
     inner = _inner_folds(samples, train, folds, cv, seed) if nested else []
     tested = train[np.unique(np.concatenate([rows for _, rows in folds]))]
-    for scored in [held_out] * bool(len(held_out)) + [tested] * (nested or not len(held_out)):
-        refuse_seen(samples, scored)
+    if len(held_out):
+        refuse_seen(samples, held_out)
+    if nested or not len(held_out):
+        refuse_seen(samples, tested)
     refuse_scorer(scoring, y)
     weights = _by_target(class_weight, classes, positive)
     check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
