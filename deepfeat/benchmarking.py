@@ -78,7 +78,8 @@ def benchmark(
         ``decode`` alone, ``network`` alone and ``both`` together, from files to the store;
         ``peak_memory``, bytes that both together took beyond what the process had (NaN where the
         system does not tell); ``bytes_per_image`` in the store; ``peak_fraction``, twice the MACs by
-        the network's speed, over the machine's measured float32 matrix products; and with labels
+        the network's speed, over the machine's measured float32 matrix products (above 1 where OpenVINO
+        multiplies less often than the definition, as in VGG16); and with labels
         ``score``, ``low`` and ``high``: balanced accuracy of a linear SVM with C = 0.001 in
         five folds, and its 95 % interval [1]_. NaN, with the reason in the log, where that cannot be
         had: above all where a backbone was fine-tuned on some of these images.

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from deepfeat import __version__
 from deepfeat.backbones import Backbone
 from deepfeat.backbones.onnx import feature_network
 from deepfeat.errors import BackboneError
+from deepfeat.runtimes.winograd import rewrite_convolutions
 
 if TYPE_CHECKING:
     import keras
@@ -77,6 +79,9 @@ class OpenVinoRuntime:
 
         core = ov.Core()
         network = core.read_model(model, ov.Tensor(np.frombuffer(weights, np.uint8)))
+        # Where OpenVINO has nothing of the kind: on ARM it has.
+        if precision == "float32" and platform.machine() in ("x86_64", "AMD64"):
+            rewrite_convolutions(network)
         settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
         settings |= {} if n_threads is None else {"INFERENCE_NUM_THREADS": str(n_threads)}
         self._compiled = core.compile_model(network, "CPU", settings)
