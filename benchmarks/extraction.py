@@ -37,6 +37,7 @@ WAYS = {
     "deepfeat bfloat16": ("openvino",),
     "predict": ("tensorflow",),
     "predict, no autotune": ("tensorflow",),
+    "predict, area": ("tensorflow",),
     "torch eager": ("torch", "torchvision", "timm"),
     "torch.compile": ("torch", "torchvision", "timm"),
     "onnxruntime": ("torch", "torchvision", "timm", "onnx", "onnxruntime"),
@@ -143,7 +144,7 @@ def start_deepfeat(precision):
         import deepfeat
 
         backbone = deepfeat.Backbone(network, weights=None)
-        said = []
+        prefix, said = "networks were busy for ", []
         handler = logging.Handler()
         handler.emit = lambda record: said.append(record.getMessage())
         logging.getLogger("deepfeat").addHandler(handler)
@@ -151,14 +152,14 @@ def start_deepfeat(precision):
 
         def run(folder, output):
             deepfeat.extract(folder, backbone, output, precision=precision, runtime="openvino", progress=False)
-            return said[-1].removeprefix("networks were busy for ")
+            return [line for line in said if line.startswith(prefix)][-1].removeprefix(prefix)
 
         return run
 
     return start
 
 
-def start_predict(*, autotune):
+def start_predict(*, autotune, interpolation="bilinear"):
     def start(network):
         import keras
         import tensorflow as tf
@@ -171,7 +172,13 @@ def start_predict(*, autotune):
 
         def run(folder, output):
             data = keras.utils.image_dataset_from_directory(
-                folder, labels=None, shuffle=False, image_size=(SIZE, SIZE), batch_size=BATCH, verbose=False
+                folder,
+                labels=None,
+                shuffle=False,
+                image_size=(SIZE, SIZE),
+                batch_size=BATCH,
+                interpolation=interpolation,
+                verbose=False,
             )
             data = data.map(lambda x: tf.cast(tf.round(x), tf.uint8), num_parallel_calls=os.cpu_count())
             data = data.prefetch(2)
@@ -286,6 +293,8 @@ START = {
     "deepfeat bfloat16": start_deepfeat("bfloat16"),
     "predict": start_predict(autotune=True),
     "predict, no autotune": start_predict(autotune=False),
+    # The only filter of image_dataset_from_directory that antialiases where a picture becomes smaller.
+    "predict, area": start_predict(autotune=False, interpolation="area"),
     "torch eager": start_torch(compiled=False),
     "torch.compile": start_torch(compiled=True),
     "onnxruntime": start_onnxruntime,
