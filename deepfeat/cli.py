@@ -525,7 +525,6 @@ def compare(arguments: argparse.Namespace) -> None:
         return
     import deepfeat
 
-    _check_metric(arguments)
     settings = {
         "positive": arguments.positive,
         "cv": arguments.cv,
@@ -546,27 +545,6 @@ def compare(arguments: argparse.Namespace) -> None:
         _print_json({"pairs": table.to_dict("records")})
         return
     print("\n".join(table["sentence"]))
-
-
-def _check_metric(arguments: argparse.Namespace) -> None:
-    """Refuse a metric that fits do not have before they are made."""
-    allowed = _metric_names(arguments.positive is not None, arguments.label is not None)
-    if arguments.metric not in allowed:
-        of = "" if arguments.label is None else " with --label"
-        msg = f"--metric is {arguments.metric!r}{of}: use one of {', '.join(allowed)}"
-        raise UsageError(msg)
-
-
-def _metric_names(has_positive: bool, of_class: bool) -> list[str]:
-    """Metrics of a fit, or of one of its classes: those that two images get, since nothing else lists them."""
-    import numpy as np
-
-    from deepfeat.bootstrap import PER_CLASS
-    from deepfeat.evaluation import evaluate
-
-    classes = ["a", "b"]
-    example = evaluate(classes, classes, np.eye(2), classes, "a" if has_positive else None, n_resamples=0)
-    return list(PER_CLASS if of_class else example.metrics.index)
 
 
 def _print_leaderboard(arguments: argparse.Namespace) -> None:
@@ -798,7 +776,7 @@ def _add_store(commands: Any) -> None:
     command = _command(store, "verify", store_verify, "deepfeat store verify features.h5 --sample 32")
     command.add_argument("cache", help="feature store")
     command.add_argument("--repair", action="store_true", help="declare damaged rows missing, to be extracted again")
-    command.add_argument("--sample", type=int, default=0, metavar="N", help="compute N images of each block again")
+    command.add_argument("--sample", type=_sample, metavar="N", help="compute N images of each block again")
     _add_backbone_options(command, required=False)
 
     command = _command(store, "merge", store_merge, "deepfeat store merge all.h5 part1.h5 part2.h5")
@@ -1112,6 +1090,13 @@ def _batch_size(text: str) -> int | str:
     if text == "auto" or text.isdecimal():
         return text if text == "auto" else int(text)
     msg = f"it is {text!r}: use 'auto' or a number of images"
+    raise argparse.ArgumentTypeError(msg)
+
+
+def _sample(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    msg = f"it is {text!r}: use a number of images, 1 or more"
     raise argparse.ArgumentTypeError(msg)
 
 

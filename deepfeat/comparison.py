@@ -89,12 +89,12 @@ def compare(
     >>> bool(deepfeat.compare(data, candidates, cv=3)["difference"][0] < 0)
     True
     """
-    fits = _results(features, candidates, {**settings, "seed": seed})
-    if len(fits) < 2:
-        msg = f"{len(fits)} classifier(s) to compare: give two or more candidates, results, or blocks of a store"
-        raise UsageError(msg)
     if n_resamples < 100:
         msg = f"n_resamples is {n_resamples}: an interval needs 100 or more"
+        raise UsageError(msg)
+    fits = _results(features, candidates, {**settings, "seed": seed}, metric, label)
+    if len(fits) < 2:
+        msg = f"{len(fits)} classifier(s) to compare: give two or more candidates, results, or blocks of a store"
         raise UsageError(msg)
     rows = _same_rows(fits)
     first = next(iter(rows.values()))
@@ -119,7 +119,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _results(features: Any, candidates: Any, settings: dict[str, Any]) -> dict[str, _Fit]:
+def _results(features: Any, candidates: Any, settings: dict[str, Any], metric: str, label: Any) -> dict[str, _Fit]:
     fits = _at_hand(features)
     if fits is not None:
         if candidates is not None or set(settings) != {"seed"}:
@@ -133,7 +133,27 @@ def _results(features: Any, candidates: Any, settings: dict[str, Any]) -> dict[s
         candidates = _each_block(features)
     if len(candidates) < 2:
         return dict.fromkeys(candidates)  # type: ignore[return-value]
-    return {str(name): fit_svm(features, **{**settings, **given}) for name, given in candidates.items()}
+    asked = {str(name): {**settings, **given} for name, given in candidates.items()}
+    # Before the first fit and not after the last.
+    for each in asked.values():
+        _check_metric(metric, label, _metrics_of(each))
+    return {name: fit_svm(features, **each) for name, each in asked.items()}
+
+
+def _metrics_of(settings: Mapping[str, Any]) -> list[str]:
+    """Metrics that a fit of these settings has: those that two images get, since nothing else lists them."""
+    classes, ones = np.arange(2), np.ones((1, 2), int)
+    positive = None if settings.get("positive") is None else 1
+    probabilities = np.eye(2) if settings.get("calibrate") else None
+    return list(resampled_metrics(classes, classes, np.eye(2), ones, positive, probabilities)[0])
+
+
+def _check_metric(metric: str, label: Any, overall: Iterable[str]) -> None:
+    allowed = overall if label is None else PER_CLASS
+    if metric not in allowed:
+        of = "" if label is None else f" of {label!r}"
+        msg = f"metric is {metric!r}{of}: use one of {', '.join(allowed)}"
+        raise UsageError(msg)
 
 
 def _at_hand(features: Any) -> dict[str, _Fit] | None:
@@ -210,10 +230,9 @@ def _replicates(fit: _Fit, table: pd.DataFrame, counts: np.ndarray, metric: str,
         probabilities_of(table, classes),
         strata_of(table, fit.evaluated_on),
     )
-    allowed: Iterable[str] = overall.columns if label is None else PER_CLASS
-    if metric not in allowed or (label is not None and label not in classes):
-        of = "" if label is None else f" of {label!r}, one of {', '.join(map(repr, classes))}"
-        msg = f"metric is {metric!r}{of}: use one of {', '.join(allowed)}"
+    _check_metric(metric, label, overall.columns)
+    if label is not None and label not in classes:
+        msg = f"label is {label!r}: use one of {', '.join(map(repr, classes))}"
         raise UsageError(msg)
     return overall[metric].to_numpy() if label is None else per_class[metric][:, classes.index(label)]
 

@@ -37,8 +37,7 @@ def verify_sample(
     cache : path
         A feature store.
     sample : int
-        Number of images for each block, 1 or more, drawn among those that are done; of these, images whose file has
-        changed or cannot be read are left out.
+        Number of images for each block, 1 or more, drawn among those whose file can be read and has not changed.
     backbones : str, Backbone or list of either, optional
         Those whose blocks are verified; needed where weights came from a file or
         the network is of one's own. If None, all blocks by the name of their backbone; blocks that
@@ -119,10 +118,7 @@ def _refuse_nothing(store: FeatureStore, compared: Sequence[Mapping[str, Any]]) 
     blocks = [store.find(row["key"]) for row in compared]
     names = ", ".join(dict.fromkeys(block.name for block in blocks if not is_imported(block.spec)))
     if names:
-        reason = (
-            f"no image drawn from {names} has a file that can be read and is unchanged: run this where "
-            "the image files are, or draw more"
-        )
+        reason = f"no image of {names} has a file that can be read and is unchanged: run this where the image files are"
     elif blocks:
         reason = f"its blocks were all imported ({', '.join(b.name for b in blocks)}), and no network computes them"
     else:
@@ -179,10 +175,11 @@ def _compare_sample(
     store: FeatureStore, block: Block, backbone: Backbone, layer: int, sample: int, seed: int
 ) -> dict[str, Any]:
     records = store.records(block.key)
-    rows = np.random.default_rng(seed).permutation(np.flatnonzero(records["state"] == DONE))[:sample]
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(records["state"] == DONE))
     prepared = Preparation(backbone.input_shape[:2], backbone.resize, block.spec["view"])
-    loaded = [load_image(int(row), store.table["path"][row], [prepared]) for row in rows]
-    same = [i for i in loaded if not i.reason and i.digest == records["digest"][i.row].tobytes()]
+    loaded = (load_image(int(row), store.table["path"][row], [prepared]) for row in rows)
+    unchanged = (i for i in loaded if not i.reason and i.digest == records["digest"][i.row].tobytes())
+    same = list(itertools.islice(unchanged, sample))
     difference = float("nan")
     if same:
         runtime = open_runtime(

@@ -178,10 +178,32 @@ def refolded(result):
     return change_predictions(result, lambda t: t.assign(fold=[9, *t["fold"][1:]]))
 
 
+@pytest.mark.parametrize("settings", [{}, {"positive": "MEL"}, {"calibrate": "sigmoid"}])
+def test_metrics_that_are_allowed_are_those_of_a_fit(store, settings):
+    result = deepfeat.fit_svm(store, param_grid={"C": [0.001]}, cv=3, ledger=False, **settings)
+    assert comparison._metrics_of(settings) == list(result.metrics.index)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"metric": "kappa"}, "metric is 'kappa': use one of accuracy"),
+        ({"metric": "brier"}, "metric is 'brier': use one of accuracy"),
+        ({"metric": "recall"}, "metric is 'recall': use one of accuracy"),
+        ({"label": "MEL"}, "metric is 'balanced_accuracy' of 'MEL': use one of precision, recall"),
+        ({"n_resamples": 10}, "n_resamples is 10"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_first_fit(store, monkeypatch, wrong, said):
+    monkeypatch.setattr(comparison, "fit_svm", lambda *args, **kwargs: pytest.fail("fitted"))
+    with pytest.raises(UsageError, match=said):
+        deepfeat.compare(store, **wrong)
+
+
 def test_wrong_arguments_are_named(results, store):
     with pytest.raises(UsageError, match="metric is 'kappa': use one of accuracy, balanced_accuracy"):
         deepfeat.compare(results, metric="kappa", n_resamples=100)
-    with pytest.raises(UsageError, match="metric is 'recall' of 'SCC', one of 'BCC', 'MEL', 'NV'"):
+    with pytest.raises(UsageError, match="label is 'SCC': use one of 'BCC', 'MEL', 'NV'"):
         deepfeat.compare(results, metric="recall", label="SCC", n_resamples=100)
     with pytest.raises(UsageError, match="compared as they are"):
         deepfeat.compare(results, cv=3)

@@ -519,10 +519,17 @@ def test_sample_of_imported_features_alone_compares_nothing(folder, cache):
 def test_sample_of_images_whose_files_are_gone_compares_nothing(folder, cache):
     import_beside(cache, extract(folder, cache).table)
     shutil.rmtree(folder)
-    message = "nothing of .* was compared: no image drawn from Tiny has a file that can be read and is unchanged: run"
+    message = "nothing of .* was compared: no image of Tiny has a file that can be read and is unchanged: run"
     for backbones in (None, deepfeat.Backbone(**TINY)):
         with pytest.raises(StoreError, match=message):
             deepfeat.verify_sample(cache, 4, backbones)
+
+
+def test_sample_is_drawn_among_files_that_are_unchanged(folder, cache):
+    table = extract(folder, cache).table
+    for path in table["path"][:-2]:
+        os.remove(path)
+    assert deepfeat.verify_sample(cache, 2, deepfeat.Backbone(**TINY))["images"].tolist() == [2]
 
 
 def test_sample_of_a_store_without_features_compares_nothing(folder, cache):
