@@ -25,9 +25,9 @@ from deepfeat.errors import DataError, DataWarning, UsageError
 from deepfeat.extraction import extract
 from deepfeat.images import Preparation, stream_images
 from deepfeat.interruption import interruptible
-from deepfeat.runtimes.selection import Runtime, open_runtime, resolve
+from deepfeat.runtimes.selection import Runtime, open_runtime, resolve, settle_precision
 from deepfeat.splits import check_seed, merge_groups
-from deepfeat.store import FeatureStore
+from deepfeat.store import DONE, FeatureStore
 from deepfeat.svm import fit_svm
 
 if TYPE_CHECKING:
@@ -116,8 +116,11 @@ def benchmark(
     if len(table) > n_images:
         table = table.sample(int(n_images), random_state=seed).sort_index().reset_index(drop=True)
     peak = measure_peak()
-    options = {"runtime": runtime, "precision": resolved, "batch_size": batch_size}
-    rows = [_measure(backbone, table, peak, options, seed) for backbone in chosen]
+    options = {"runtime": runtime, "batch_size": batch_size}
+    rows = [
+        _measure(b, table, peak, {**options, "precision": settle_precision(b, precision, resolved)}, seed)
+        for b in chosen
+    ]
     return pd.DataFrame(rows).set_index("backbone")
 
 
@@ -130,17 +133,19 @@ def _measure(
         warnings.simplefilter("ignore", DataWarning)
         started = time.perf_counter()
         store = extract(table, backbone, Path(folder, "features.h5"), progress=False, **options)
-        both = len(table) / (time.perf_counter() - started)
+        seconds = time.perf_counter() - started
         block = store.structure.blocks[0]
+        is_read = store.records(block.key)["state"] == DONE
+        _check_read(store, is_read)
         score, low, high = _probe(store, table, seed)
     return {
         "backbone": backbone.name,
         "parameters": parameters,
         "macs": macs,
         "dim": block.dim,
-        "decode": _decode_rate(backbone, table),
+        "decode": _decode_rate(backbone, table[is_read]),
         "network": network,
-        "both": both,
+        "both": is_read.sum() / seconds,
         "peak_memory": memory.peak,
         "bytes_per_image": block.dim * block.dtype.itemsize + block.segments[0].records.dtype.itemsize,
         "peak_fraction": 2 * macs * network / peak,
@@ -148,6 +153,19 @@ def _measure(
         "low": low,
         "high": high,
     }
+
+
+def _check_read(store: FeatureStore, is_read: np.ndarray) -> None:
+    """Say how many images could not be read, and refuse to measure none."""
+    failures = store.failures
+    if failures.empty:
+        return
+    first = failures.iloc[0]
+    if not is_read.any():
+        msg = f"none of the {len(is_read)} images drawn can be read (first: {first['image_id']}: {first['reason']})"
+        raise DataError(msg)
+    said = f"{(~is_read).sum()} of {len(is_read)} images drawn cannot be read and do not count"
+    logger.warning("%s (first: %s: %s)", said, first["image_id"], first["reason"])
 
 
 def _open(backbone: Backbone, options: dict[str, Any]) -> tuple[int, int, Runtime]:

@@ -131,12 +131,12 @@ def _results(features: Any, candidates: Any, settings: dict[str, Any], metric: s
         if not isinstance(features, FeatureStore):
             raise UsageError("plain arrays have no blocks to compare: pass candidates={name: arguments of fit_svm}")
         candidates = _each_block(features)
-    if len(candidates) < 2:
-        return dict.fromkeys(candidates)  # type: ignore[return-value]
     asked = {str(name): {**settings, **given} for name, given in candidates.items()}
     # Before the first fit and not after the last.
     for each in asked.values():
         _check_metric(metric, label, _metrics_of(each))
+    if len(asked) < 2:
+        return dict.fromkeys(asked)  # type: ignore[return-value]
     return {name: fit_svm(features, **each) for name, each in asked.items()}
 
 

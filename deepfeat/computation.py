@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Images that are handed on and stored together where no batch size is given.
-CHUNK = 32
+#: Images that are handed on and stored together where no batch size is given: enough for any CPU, and few enough
+#: to be seen working; and what a GPU is given, whose best batch may be as large.
+CHUNK, GPU_CHUNK = 32, 256
 
 #: Chunks that are decoded, or being decoded, while another one is with the networks.
 _AHEAD = 2
@@ -110,16 +111,19 @@ class Plan(NamedTuple):
         For each job the digests of contents whose features are in other rows.
     has_space : list of bool
         For each job whether its blocks have space for every image; new space needs the network, for its shapes.
+    usual_chunk : int
+        Images that go through the networks together where no batch size is given.
     """
 
     jobs: list[Job]
     known: Sequence[Collection[bytes]]
     has_space: list[bool]
+    usual_chunk: int = CHUNK
 
     @property
     def chunk_size(self) -> int:
         """Images that go through the networks together."""
-        return max(CHUNK if job.batch_size == "auto" else int(job.batch_size) for job in self.jobs)
+        return max(self.usual_chunk if job.batch_size == "auto" else int(job.batch_size) for job in self.jobs)
 
     def needs_network(self, number: int, image: LoadedImage, item: Wanted) -> bool:
         """Whether a job has to compute an image: it can be read, and its content is not known."""

@@ -19,6 +19,7 @@ import pandas as pd
 from deepfeat.backbones.network import check_choice, model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.computation import (
+    GPU_CHUNK,
     Computed,
     Job,
     LoadedBackbone,
@@ -36,7 +37,7 @@ from deepfeat.errors import DataWarning, ImageError, UsageError
 from deepfeat.images import VIEWS, FileStamp, LoadedImage, stamp_file
 from deepfeat.interruption import interruptible
 from deepfeat.progress import progress_bar
-from deepfeat.runtimes.selection import resolve
+from deepfeat.runtimes.selection import fills_gpu, resolve, settle_precision
 from deepfeat.store import (
     DONE,
     FAILED,
@@ -162,9 +163,10 @@ def extract(
     chosen = as_backbones(backbones)
     table = as_table(images)
     resolved = _resolve_precision(runtime, precision, client)
-    options = _Options(batch_size, runtime, resolved, shown, dtype, on_error, progress)
+    options = _Options(batch_size, runtime, precision, resolved, shown, dtype, on_error, progress)
     left = f"what was computed is in {os.fspath(cache)}, and the same call goes on from there"
     with interruptible(left), StoreWriter(cache) as writer:
+        _warn_of_namesakes(writer.store, table)
         rows = writer.add_images(table)
         paths = dict(zip(rows.tolist(), table["path"], strict=True))
         stamps = {row: stamp_file(path) for row, path in paths.items()}
@@ -173,6 +175,28 @@ def extract(
     store = open_features(cache)
     _report(store, [key for run in runs for key in run.keys], rows)
     return store
+
+
+def _warn_of_namesakes(store: FeatureStore, table: pd.DataFrame) -> None:
+    """Say which images have the id of another file that is still there, whose row they take over."""
+    known = dict(zip(store.table["image_id"], store.table["path"], strict=True))
+    moved = [(i, known[i], p) for i, p in zip(table["image_id"], table["path"], strict=True) if known.get(i, p) != p]
+    others = [(image, old, new) for image, old, new in moved if isinstance(old, str) and _are_two_files(old, new)]
+    if others:
+        image, old, new = others[0]
+        msg = (
+            f"{len(others)} image(s) have the id of another file that is still there (first: {image}, {old} and now "
+            f"{new}), whose features are replaced where the content differs: give each its own store, or extract "
+            "the folder above them"
+        )
+        warnings.warn(msg, DataWarning, stacklevel=3)
+
+
+def _are_two_files(one: str, other: str) -> bool:
+    try:
+        return not os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
 
 
 def _check_batch_size(batch_size: int | str) -> None:
@@ -210,6 +234,7 @@ def plan_rows(records: np.ndarray, stamps: dict[int, FileStamp | None]) -> list[
 class _Options:
     batch_size: int | str
     runtime: str
+    asked_precision: str
     precision: str
     views: tuple[str, ...]
     dtype: str
@@ -228,6 +253,8 @@ def _resolve_precision(runtime: str, precision: str, client: Any) -> str:
 
 def _compute_here(runs: Sequence[_Run]) -> Compute:
     def compute(plan: Plan, wanted: Iterator[Wanted]) -> Generator[Computed]:
+        if any(fills_gpu(job.runtime) for job in plan.jobs):
+            plan = plan._replace(usual_chunk=GPU_CHUNK)
         backbones = [LoadedBackbone(run.job, run.model) for run in runs]
         yield from compute_chunks(plan, wanted, backbones, count_cores())
         log_busy(backbones)
@@ -295,7 +322,8 @@ class _Run:
         if digest is None:
             self.model = build_network(backbone)
             digest = backbone.weights_digest() or model_digest(self.model)
-        kind = options.runtime, options.precision, options.dtype, options.batch_size
+        precision = settle_precision(backbone, options.asked_precision, options.precision)
+        kind = options.runtime, precision, options.dtype, options.batch_size
         self.job = Job(backbone, digest, options.views, *kind)
         self.name, self.keys = backbone.name, self.job.keys
         self._blocks: list[Block] = []

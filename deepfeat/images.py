@@ -132,7 +132,7 @@ def read_bytes(path: str) -> bytes:
 def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decode the bytes of an image file to an upright 8-bit RGB picture.
 
-    The EXIF orientation is applied; 16-bit grey values are scaled to 8 bits;
+    The EXIF orientation is applied, if it can be read; 16-bit grey values are scaled to 8 bits;
     transparent pixels are laid over white; of an animation the first frame
     counts; CMYK and palette images are converted by Pillow without a colour
     profile.
@@ -162,8 +162,8 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
                 _scale_down(image, at_least)
             image.load()
             file_format = image.format
-            # In place, and without a conversion to what it is: copies take a fifth of the time of decoding.
-            ImageOps.exif_transpose(image, in_place=True)
+            _turn_upright(image)
+            # Without a conversion to what it is: copies take a fifth of the time of decoding.
             return image if image.mode == "RGB" and not image.has_transparency_data else _to_rgb(image, file_format)
     except ImageError:
         raise
@@ -176,6 +176,17 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     except Exception as error:
         msg = f"damaged: {str(error) or type(error).__name__}"
         raise ImageError(msg) from error
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Apply the EXIF orientation in place; a picture whose EXIF data cannot be read lies as it lies."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    # Its pixels are sound. Pillow raises SyntaxError, struct.error and others here.
+    except Exception:
+        return
 
 
 def _scale_down(image: Image.Image, at_least: int) -> None:

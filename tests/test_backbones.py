@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import keras
@@ -40,6 +41,19 @@ def keras_module(name: str):
     if name.startswith("ResNet"):
         return keras.applications.resnet_v2 if name.endswith("V2") else keras.applications.resnet
     return getattr(keras.applications, next(m for prefix, m in MODULES.items() if name.startswith(prefix)))
+
+
+def test_warnings_of_other_threads_stay_warnings_while_weights_are_read(tmp_path, monkeypatch):
+    """Pillow warns of an odd picture while images are decoded beside the network."""
+    model = tiny((16, 16, 3))
+    model.save_weights(tmp_path / "w.weights.h5")
+
+    def load(self, file):
+        warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
+
+    monkeypatch.setattr(keras.Model, "load_weights", load)
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        network.load_weights(model, tmp_path / "w.weights.h5")
 
 
 @pytest.fixture
@@ -339,6 +353,16 @@ def test_weights_that_do_not_fit_are_an_error_of_ours(tmp_path):
     tiny((16, 16, 3)).save_weights(file)
     with pytest.raises(BackboneError, match="do not fit the network"):
         deepfeat.Backbone("MobileNetV2", weights=file, input_size=32).build()
+
+
+def test_weights_that_leave_a_layer_out_do_not_leave_it_random(tmp_path):
+    def dense(*names):
+        layers = [keras.Input((3,)), *(keras.layers.Dense(3, name=name) for name in names)]
+        return keras.Sequential(layers, name="dense")
+
+    dense("first").save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(BackboneError, match="do not fit the network 'dense'"):
+        network.load_weights(dense("first", "second"), tmp_path / "w.weights.h5")
 
 
 # ---- registered networks and files

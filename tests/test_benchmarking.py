@@ -13,7 +13,7 @@ import deepfeat
 from deepfeat.backbones import registry
 from deepfeat.benchmarking import count_macs, measure_peak
 from deepfeat.cli import main
-from deepfeat.errors import UsageError
+from deepfeat.errors import DataError, UsageError
 from deepfeat.plots import plot_benchmark
 
 
@@ -107,6 +107,23 @@ def test_wrong_number_of_images(photos, n_images):
 def test_wrong_seed(photos, seed):
     with pytest.raises(UsageError, match=r"seed is .*: use a whole number from 0 to 4294967295"):
         deepfeat.benchmark(photos, "BenchTiny", n_images=1, seed=seed)
+
+
+def test_images_that_cannot_be_read_do_not_count(photos, tmp_path, caplog):
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted(photos.rglob("*.png"))[:6]:
+        (few / file.name).write_bytes(file.read_bytes())
+    (few / "broken.png").write_bytes(b"no image")
+    table = deepfeat.benchmark(few, deepfeat.Backbone("BenchTiny", weights=None))
+    assert (table["both"] > 0).all()
+    assert "1 of 7 images drawn cannot be read and do not count (first: broken.png: not an image" in caplog.text
+
+
+def test_no_image_that_can_be_read_is_an_error(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^none of the 1 images drawn can be read .first: broken.png: not an im"):
+        deepfeat.benchmark(tmp_path, deepfeat.Backbone("BenchTiny", weights=None))
 
 
 def test_command_prints_a_table_or_json_and_draws(photos, tmp_path, capsys):

@@ -453,6 +453,30 @@ def test_store_verify_finds_features_that_are_not_what_is_computed_now(cache, ca
     assert "EfficientNetLite0 differ from what is computed now by more than 0.001" in capsys.readouterr().err
 
 
+def test_features_that_are_no_numbers_any_more_are_not_what_was_computed(cache, capsys, monkeypatch):
+    table = {"block": ["EfficientNetLite0", "vit"], "images": [4, 0], "largest_difference": [np.nan, np.nan]}
+    monkeypatch.setattr(deepfeat, "verify_sample", lambda *_: pd.DataFrame(table))
+    assert main(["store", "verify", str(cache), "--sample", "4"]) == 1
+    assert "deepfeat: EfficientNetLite0 differ from what is computed now" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are any bytes on Linux")
+def test_names_that_are_not_utf8_are_written(folder, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    (photos / "a").mkdir(parents=True)
+    (photos / "a" / "good\udcff.png").write_bytes((folder / "dark" / "dark0.png").read_bytes())
+    (photos / "a" / "bad\udcff.png").write_bytes(b"no image")
+    cache = tmp_path / "f.h5"
+    command = [sys.executable, "-m", "deepfeat.cli", *extract_command(photos, cache)]
+    run = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert run.returncode == 0
+    assert rb"failed: a/bad\udcff.png (EfficientNetLite0): not an image" in run.stdout
+    assert main(["store", "export", str(cache), str(tmp_path / "f.csv")]) == 0
+    assert b"a/good\xff.png" in (tmp_path / "f.csv").read_bytes()
+    assert main(["store", "export", str(cache), str(tmp_path / "f.parquet")]) == 1
+    assert "Parquet files hold UTF-8 alone, and there is 'a/good\\udcff.png': write .npz" in capsys.readouterr().err
+
+
 def test_failed_images_are_named_with_the_store(folder, tmp_path, capsys):
     for name in ("bright/bright0.png", "dark/dark0.png"):
         (tmp_path / "few" / name).parent.mkdir(parents=True)

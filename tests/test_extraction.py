@@ -525,6 +525,40 @@ def test_sample_of_images_whose_files_are_gone_compares_nothing(folder, cache):
             deepfeat.verify_sample(cache, 4, backbones)
 
 
+def test_files_of_one_id_in_two_folders_are_told(tmp_path, cache, recwarn):
+    for number, name in enumerate("AB"):
+        save_picture(tmp_path / name / "x" / "1.png", number)
+        save_picture(tmp_path / name / "x" / f"{name}.png", 2)
+    extract(tmp_path / "A", cache)
+    assert not recwarn
+    with pytest.warns(
+        DataWarning, match=r"^1 image\(s\) have the id of another file that is still there \(first: x/1\.png"
+    ):
+        extract(tmp_path / "B", cache)
+
+
+def test_files_that_have_moved_are_no_others(folder, cache, tmp_path, recwarn):
+    extract(folder, cache)
+    shutil.move(folder, tmp_path / "elsewhere")
+    extract(tmp_path / "elsewhere", cache)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    extract(tmp_path / "link", cache)
+    assert not recwarn
+
+
+def test_gpu_is_given_as_many_images_as_its_batches_may_have(tmp_path, cache, monkeypatch):
+    sizes = []
+    for number in range(300):
+        save_picture(tmp_path / "many" / f"{number}.png", number)
+    monkeypatch.setattr("deepfeat.runtimes.selection._has_gpu", lambda: True)
+    run = KerasRuntime.__call__
+    monkeypatch.setattr(
+        KerasRuntime, "__call__", lambda self, images: (sizes.append(len(images)), run(self, images))[1]
+    )
+    extract(tmp_path / "many", cache, precision="float32")
+    assert sizes == [computation.GPU_CHUNK, 300 - computation.GPU_CHUNK]
+
+
 def test_sample_is_drawn_among_files_that_are_unchanged(folder, cache):
     table = extract(folder, cache).table
     for path in table["path"][:-2]:

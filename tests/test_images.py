@@ -248,6 +248,9 @@ def test_decode_image_turns_a_16_bit_picture_upright():
 def test_decode_image_survives_damaged_exif(exif):
     picture = smooth(16, 24)
     np.testing.assert_allclose(decoded(encode(picture, "JPEG", quality=95, exif=exif)).astype(int), picture, atol=15)
+    np.testing.assert_array_equal(decoded(encode(picture, "PNG", exif=exif)), picture)
+    marked = encode(picture, "JPEG", quality=95, exif=exif, dpi=(300, 300))
+    np.testing.assert_allclose(decoded(marked).astype(int), picture, atol=15)
 
 
 # ------------------------------------------------------------------------------------------------------- failures

@@ -211,5 +211,88 @@ def test_graph_that_openvino_refuses_is_named(tmp_path, monkeypatch):
 
     backbone = deepfeat.load_backbone(write(tmp_path / "tiny.onnx"), preprocess="tf")
     monkeypatch.setattr(openvino, "_serialize", refuse)
-    with pytest.raises(BackboneError, match=r"cannot run .*tiny\.onnx on batches of images: the batch is fixed inside"):
+    said = r"cannot run .*tiny\.onnx on batches of 6 x 6 pixels \(the batch is fixed inside\): export it for batches of"
+    with pytest.raises(BackboneError, match=said):
         openvino._convert_onnx(backbone, tmp_path / "tiny.onnx")
+
+
+def write_traced(file, shape, last, made):
+    """A convolution whose maps are reshaped to a shape that was fixed when it was exported."""
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "kernel"], ["maps"]), helper.make_node("Reshape", ["maps", "s"], ["r"]), last],
+        "traced",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, made)],
+        [
+            numpy_helper.from_array(KERNEL[:, :, None, None], "kernel"),
+            numpy_helper.from_array(np.array(shape, np.int64), "s"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)
+    return file
+
+
+MEAN = helper.make_node("ReduceMean", ["r"], ["y"], axes=[2], keepdims=0)
+SAME = helper.make_node("Identity", ["r"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "last", "made", "size"),
+    [
+        ([1, 4, -1], MEAN, [1, 4], None),
+        ([1, -1], SAME, [1, 4 * SIDE**2], None),
+        ([1, 4 * SIDE**2], SAME, [1, 4 * SIDE**2], None),
+        ([-1, 4 * SIDE**2], SAME, [1, 4 * SIDE**2], 2 * SIDE),
+        ([-1, 4 * SIDE**2], SAME, [1, 4 * SIDE**2], (SIDE, SIDE // 2)),
+    ],
+)
+def test_images_of_a_batch_never_mix(tmp_path, photos, shape, last, made, size):
+    """A size that tracing fixed would average two images, repeat a row or cut an image in two."""
+    file = write_traced(tmp_path / "traced.onnx", shape, last, made)
+    backbone = deepfeat.load_backbone(file, preprocess="tf", input_size=size)
+    with pytest.raises(BackboneError, match=r"traced\.onnx .*export it for batches of") as caught:
+        deepfeat.extract(photos, backbone, tmp_path / "f.h5", progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_benchmark_of_an_input_size_that_the_file_cannot_take_is_one_sentence(tmp_path, photos):
+    file = write_traced(tmp_path / "traced.onnx", [1, 4 * SIDE**2], SAME, [1, 4 * SIDE**2])
+    backbone = deepfeat.load_backbone(file, preprocess="tf", input_size=2 * SIDE)
+    with pytest.raises(BackboneError, match=r"traced\.onnx does not take images of 12 x 12 pixels: "):
+        deepfeat.benchmark(photos, backbone)
+
+
+def test_batch_that_may_have_any_size_is_no_trouble(tmp_path, photos):
+    file = write_traced(tmp_path / "traced.onnx", [-1, 4 * SIDE**2], SAME, ["n", 4 * SIDE**2])
+    backbone = deepfeat.load_backbone(file, preprocess="tf")
+    store = deepfeat.extract(photos, backbone, tmp_path / "f.h5", progress=False)
+    expected = maps_of(pictures(7), rectified=False).transpose(0, 3, 1, 2).reshape(7, -1)
+    np.testing.assert_allclose(store.features("traced"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_number_for_each_image_does_not_spoil_the_store(tmp_path, photos):
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2, 3], keepdims=0)],
+        "number",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n"])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "number.onnx"
+    )
+    good = deepfeat.load_backbone(write(tmp_path / "good.onnx"), preprocess="tf")
+    cache = tmp_path / "f.h5"
+    deepfeat.extract(photos, good, cache, progress=False)
+    number = deepfeat.load_backbone(tmp_path / "number.onnx", preprocess="tf")
+    with pytest.raises(UsageError, match=r"^number gives each image features of shape \(\), and a store takes vectors"):
+        deepfeat.extract(photos, number, cache, progress=False)
+    assert deepfeat.open_features(cache).features("good").shape == (7, 4)
+
+
+def test_file_runs_in_float32_beside_a_gpu(tmp_path, photos, monkeypatch):
+    """It runs on the CPU, whatever Keras has."""
+    monkeypatch.setattr(selection, "_has_gpu", lambda: True)
+    backbone = deepfeat.load_backbone(write(tmp_path / "mine.onnx"), preprocess="tf")
+    store = deepfeat.extract(photos, backbone, tmp_path / "f.h5", progress=False)
+    assert store.blocks["spec"][0]["precision"] == "float32"
+    assert len(deepfeat.benchmark(photos, backbone)) == 1

@@ -145,8 +145,9 @@ def load_weights(model: keras.Model, file: Path) -> keras.Model:
     """Load a file of weights into a model; say so where they do not fit."""
     try:
         with warnings.catch_warnings():
-            # Keras only warns where a file holds no weights for a layer, which then stays random.
-            warnings.simplefilter("error", UserWarning)
+            # Keras only warns where a file holds no weights for a layer, which then stays random. Its warnings alone:
+            # filters hold in all threads, and images are decoded meanwhile.
+            warnings.filterwarnings("error", category=UserWarning, module=r"(keras|deepfeat\.backbones)\.")
             model.load_weights(file)
     # Keras raises many types here, h5py's among them.
     except Exception as error:

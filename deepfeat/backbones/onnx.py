@@ -69,8 +69,17 @@ def read_onnx(file: Path, size: tuple[int, int] | None = None) -> Any:
         )
         raise BackboneError(msg)
     if size is not None:
-        network.reshape([-1, 3, *size] if _layout(network) == "NCHW" else [-1, *size, 3])
+        _reshape(network, -1, size, file)
     return network
+
+
+def _reshape(network: Any, n: int, size: tuple[int, int], file: Path) -> None:
+    try:
+        network.reshape([n, 3, *size] if _layout(network) == "NCHW" else [n, *size, 3])
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[-1]
+        msg = f"{file} does not take images of {size[0]} x {size[1]} pixels: {said}"
+        raise BackboneError(msg) from error
 
 
 def declared_size(file: Path) -> tuple[int, int]:
@@ -167,8 +176,8 @@ def _pool(value: Any, pooling: str | None, channels_last: bool) -> Any:
 
 def count_onnx(file: Path, size: tuple[int, int]) -> tuple[int, int]:
     """Number of parameters, and multiply-accumulates of one image in convolutions and products with weights."""
-    network = read_onnx(file, size)
-    network.reshape([1, *list(network.inputs[0].partial_shape)[1:]])
+    network = read_onnx(file)
+    _reshape(network, 1, size, file)
     parameters = macs = 0
     for op in network.get_ordered_ops():
         if op.get_type_name() == "Constant" and op.get_element_type().is_real():

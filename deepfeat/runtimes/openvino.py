@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -36,7 +37,8 @@ REQUEST = 2
 #: Largest difference from Keras, relative to the largest feature, with which a conversion passes as correct.
 TOLERANCE = 1e-3
 
-_CONVERSION = 2
+#: Version of a kept conversion, and of how it is run. Since 3, large convolutions run by Winograd's algorithm.
+_CONVERSION = 3
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -50,6 +52,10 @@ def has_bfloat16() -> bool:
     import openvino as ov
 
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class ConversionError(BackboneError):
+    """OpenVINO cannot run a network, which Keras may."""
 
 
 class OpenVinoRuntime:
@@ -112,7 +118,12 @@ class OpenVinoRuntime:
 def _collect(request: Any, place: tuple[list[np.ndarray], slice]) -> None:  # pragma: no cover - in threads of OpenVINO
     features, part = place
     for index, layer in enumerate(features):
-        layer[part] = request.get_output_tensor(index).data
+        computed = request.get_output_tensor(index).data
+        # NumPy would repeat one row for all images.
+        if computed.shape != layer[part].shape:
+            msg = f"features of shape {computed.shape} where {layer[part].shape} was to be"
+            raise ValueError(msg)
+        layer[part] = computed
 
 
 def open_runtime(
@@ -137,18 +148,24 @@ def open_runtime(
 
     Raises
     ------
-    BackboneError
+    ConversionError
         If OpenVINO cannot convert the network, or computes other features than Keras; and for bfloat16, if the
         processor has none.
+    BackboneError
+        If Keras cannot build the network or has no such layer; or for an ONNX file that OpenVINO cannot run, or in
+        which the images of a batch are not independent.
     """
+    onnx = backbone.network.onnx
     if precision == "bfloat16" and not has_bfloat16():
         msg = (
             f"this processor has no bfloat16, and OpenVINO would run {backbone.name} in float32 instead: "
-            "use precision='float32', or runtime='keras', which emulates bfloat16 slowly"
+            "use precision='float32'" + (", or runtime='keras', which emulates bfloat16 slowly" if not onnx else "")
         )
-        raise BackboneError(msg)
-    if backbone.network.onnx is not None:
-        return OpenVinoRuntime(*_convert_onnx(backbone, backbone.network.onnx), precision, n_threads)
+        raise ConversionError(msg)
+    if onnx is not None:
+        converted, checked = _convert_onnx(backbone, onnx)
+        is_same = precision == "float32" and n_threads is None
+        return checked if is_same else OpenVinoRuntime(*converted, precision, n_threads)
     file = _conversion_file(backbone, weights_digest) if backbone.network.reproducible else None
     kept = _read(file) if file is not None else None
     if kept is not None:
@@ -169,7 +186,7 @@ def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes
             f"OpenVINO cannot convert {backbone.name} while Keras is on {KerasRuntime.engine}: "
             "set KERAS_BACKEND=tensorflow, or use runtime='keras'"
         )
-        raise BackboneError(msg)
+        raise ConversionError(msg)
     logger.info("%s: converting to OpenVINO, once", backbone.name)
     frozen = compile_model(feature_model(backbone, model))
     images = np.random.default_rng(0).integers(0, 256, (2, *backbone.input_shape), np.uint8)
@@ -181,24 +198,46 @@ def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes
         # The converter raises whatever its parts do.
         except Exception as error:
             msg = f"OpenVINO cannot convert {backbone.name}: {error}"
-            raise BackboneError(msg) from error
-        pairs = list(zip(runtime(images), reference.result(), strict=True))
-    difference = max(float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1)) for ours, theirs in pairs)
+            raise ConversionError(msg) from error
+        difference = _difference(runtime(images), reference.result())
     if not difference <= TOLERANCE:
         msg = f"OpenVINO computes {backbone.name} with a difference of {difference:.2g} from Keras"
+        raise ConversionError(msg)
+    return converted, runtime
+
+
+def _convert_onnx(backbone: Backbone, file: Path) -> tuple[tuple[bytes, bytes], OpenVinoRuntime]:
+    """Convert a file, and compare two images of a batch with each by itself: a batch size fixed inside mixes them."""
+    preprocess = backbone.network.preprocess
+    images = np.random.default_rng(0).integers(0, 256, (2, *backbone.input_shape), np.uint8)
+    images[1] //= 4
+    try:
+        network = feature_network(file, backbone.input_shape, preprocess, backbone.layers, backbone.pooling)
+        converted = _serialize(network, backbone.input_shape)
+        runtime = OpenVinoRuntime(*converted)
+        alone = [np.concatenate(rows) for rows in zip(runtime(images[:1]), runtime(images[1:]), strict=True)]
+        difference = _difference(runtime(images), alone)
+    # OpenVINO has no type of its own for a graph that cannot be changed.
+    except (RuntimeError, ValueError) as error:
+        height, width = backbone.input_shape[:2]
+        msg = (
+            f"OpenVINO cannot run {file} on batches of {height} x {width} pixels "
+            f"({str(error).strip().splitlines()[-1]}): export it for batches of any size, and for this input size"
+        )
+        raise BackboneError(msg) from error
+    if not difference <= TOLERANCE:
+        msg = (
+            f"{file} mixes the images of a batch, whose size was fixed when it was exported: export it for batches of "
+            "any size (dynamic_axes or dynamic_shapes in PyTorch)"
+        )
         raise BackboneError(msg)
     return converted, runtime
 
 
-def _convert_onnx(backbone: Backbone, file: Path) -> tuple[bytes, bytes]:
-    preprocess = backbone.network.preprocess
-    try:
-        network = feature_network(file, backbone.input_shape, preprocess, backbone.layers, backbone.pooling)
-        return _serialize(network, backbone.input_shape)
-    # OpenVINO has no type of its own for a graph that cannot be changed.
-    except RuntimeError as error:
-        msg = f"OpenVINO cannot run {file} on batches of images: {str(error).strip().splitlines()[-1]}"
-        raise BackboneError(msg) from error
+def _difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """Largest difference in any layer, relative to its largest feature; NaN where there is a NaN."""
+    layers = zip(ours, theirs, strict=True)
+    return float(np.max([np.abs(a - b).max() / (np.abs(b).max() or 1) for a, b in layers]))
 
 
 def _read_graph(frozen: Any) -> Any:
@@ -272,10 +311,12 @@ def _read(file: Path) -> tuple[bytes, bytes] | None:
 def _keep(file: Path, model: bytes, weights: bytes) -> None:
     """Write a conversion beside its place and move it there whole: SHA-256, length of the model, model, weights."""
     data = len(model).to_bytes(8, "little") + model + weights
+    draft = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as draft:
-            draft.write(hashlib.sha256(data).digest() + data)
-        os.replace(draft.name, file)
+        draft.write_bytes(hashlib.sha256(data).digest() + data)
+        os.replace(draft, file)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
         logger.warning("the conversion could not be kept in %s: %s", file.parent, error.strerror or error)

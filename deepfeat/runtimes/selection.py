@@ -13,7 +13,7 @@ import numpy as np
 
 from deepfeat.backbones import Backbone
 from deepfeat.backbones.network import check_choice
-from deepfeat.errors import BackboneError, DataWarning, UsageError
+from deepfeat.errors import DataWarning, UsageError
 from deepfeat.runtimes import openvino
 from deepfeat.runtimes.startup import paused_collection
 
@@ -55,13 +55,23 @@ def resolve(runtime: str, precision: str) -> tuple[str, str]:
     check_choice("precision", precision, PRECISIONS)
     if runtime == "openvino" and not openvino.is_installed():
         raise UsageError("runtime='openvino' needs the package openvino: run `pip install 'deepfeat[openvino]'`")
-    gpu = runtime != "openvino" and _has_gpu()
+    gpu = fills_gpu(runtime)
     if runtime == "auto":
         converts = openvino.is_installed() and _keras_backend() == "tensorflow"
         runtime = "openvino" if converts and not gpu else "keras"
     if precision == "auto":
         precision = "bfloat16" if gpu else "float32"
     return runtime, precision
+
+
+def settle_precision(backbone: Backbone, asked: str, resolved: str) -> str:
+    """Precision of one backbone: an ONNX file runs on the CPU, and "auto" is float32 there, whatever Keras has."""
+    return "float32" if asked == "auto" and backbone.network.onnx is not None else resolved
+
+
+def fills_gpu(runtime: str) -> bool:
+    """Whether networks run on a GPU, which wants larger batches than a CPU."""
+    return runtime != "openvino" and _has_gpu()
 
 
 @paused_collection()
@@ -111,7 +121,7 @@ def open_runtime(
     if taken == "openvino":
         try:
             opened: Runtime = openvino.open_runtime(backbone, weights_digest, build, kind, n_threads)
-        except BackboneError as error:
+        except openvino.ConversionError as error:
             if runtime == "openvino":
                 raise
             warnings.warn(f"{error}: Keras runs it instead", DataWarning, stacklevel=2)

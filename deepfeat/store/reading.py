@@ -173,7 +173,8 @@ class FeatureStore:
             for row in np.flatnonzero(records["state"] == FAILED):
                 reason = bytes(records["reason"][row]).decode("utf-8", "replace")
                 rows.append({"image_id": self.table["image_id"][row], "block": block.name, "reason": reason})
-        return pd.DataFrame(rows, columns=["image_id", "block", "reason"])
+        # As they are: Arrow, in which pandas keeps text, takes no names that are not UTF-8.
+        return pd.DataFrame(rows, columns=["image_id", "block", "reason"], dtype=object)
 
     def find(self, block: str) -> Block:
         """Find a block by its name, its backbone's name, or the beginning of its key.
@@ -573,7 +574,8 @@ class FeatureStore:
         Raises
         ------
         StoreError
-            If there is no such block or id, an id has no features in one of the blocks, or pyarrow is not installed.
+            If there is no such block or id, an id has no features in one of the blocks, pyarrow is not installed, or
+            the name of a file is not UTF-8.
 
         Examples
         --------
@@ -587,6 +589,9 @@ class FeatureStore:
             self.to_frame(blocks, rows).to_parquet(path)
         except ImportError as error:
             msg = "Parquet files need the package pyarrow: run `pip install 'deepfeat[parquet]'`"
+            raise StoreError(msg) from error
+        except UnicodeEncodeError as error:
+            msg = f"Parquet files hold UTF-8 alone, and there is {error.object!r}: write .npz or .csv"
             raise StoreError(msg) from error
 
     def to_npz(

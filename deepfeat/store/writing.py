@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from deepfeat.errors import StoreError
+from deepfeat.errors import StoreError, UsageError
 from deepfeat.provenance import TrainedOn
 from deepfeat.store.journal import changing, replay, sync, sync_folder
 from deepfeat.store.layout import (
@@ -139,7 +139,18 @@ class StoreWriter:
         """Give a block space for every image of the table and return it.
 
         ``trained_on`` is what the network was fine-tuned on; it is written once, with the block.
+
+        Raises
+        ------
+        UsageError
+            If a row of this shape has no numbers, or is a number and no vector; a store with it could not be read.
         """
+        if not shape or min(shape) < 1:
+            msg = (
+                f"{spec['backbone']} gives each image features of shape {shape}, and a store takes vectors or maps of "
+                "one number or more: name another layer"
+            )
+            raise UsageError(msg)
         key = block_key(spec)
         start = self._store.find(key).n_rows if self._store.has_block(key) else 0
         if start == 0 or start < self._store.n_images:
