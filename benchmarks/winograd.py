@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -87,20 +88,15 @@ def head(rounds: int) -> list[str]:
 
 def measure_layer(n_in: int, n_out: int, side: int, rounds: int, used_in: str) -> str:
     images = np.random.default_rng(1).random((IMAGES, n_in, side, side), np.float32)
-    networks = [
-        compile_network(n_in, n_out, side, count, fast=fast) for count, fast in ((0, False), (2, False), (2, True))
-    ]
-    seconds: list[list[float]] = [[] for _ in networks]
-    for _ in range(rounds + 1):
-        for network, taken in zip(networks, seconds, strict=True):
-            start = time.perf_counter()
-            network(images)
-            taken.append(time.perf_counter() - start)
-    between, definition, fast = (1e3 * statistics.median(taken[1:]) / IMAGES for taken in seconds)
-    expected, found = networks[1](images)[0], networks[2](images)[0]
-    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    networks = [make_network(n_in, n_out, side, count) for count in (0, 2, 2, 2)]
+    taken_as = "Winograd" if winograd.rewrite_convolutions(networks.pop()) else "definition"
+    with mock.patch.multiple(winograd, CHANNELS=0, SIDE=1):
+        assert winograd.rewrite_convolutions(networks[-1]) == 2
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"}
+    compiled = [ov.Core().compile_model(network, "CPU", settings) for network in networks]
+    between, definition, fast = (1e3 * seconds / IMAGES for seconds in take_turns(compiled, images, rounds))
+    difference = relative(compiled[2](images)[0], compiled[1](images)[0])
     channels = n_in * n_out / (n_in + n_out)
-    taken_as = "Winograd" if channels >= winograd.CHANNELS and side >= winograd.SIDE else "definition"
     row = (
         f"| {n_in}, {n_out} | {side} x {side} | {used_in} | {channels:.0f} | {definition - between:.1f} "
         f"| {fast - between:.1f} | {(definition - between) / (fast - between):.2f} | {difference:.0e} | {taken_as} |"
@@ -116,20 +112,30 @@ def measure_network(name: str, rounds: int) -> str:
     open_network(backbone, model, fast=False)  # converts it, where no conversion is kept
     opened = [open_network(backbone, model, fast=fast) for fast in (False, True)]
     expected = KerasRuntime(backbone, model, 4)(images)[0]
-    seconds: list[list[float]] = [[], []]
-    for _ in range(rounds + 1):
-        for (run, _, _), taken in zip(opened, seconds, strict=True):
-            start = time.perf_counter()
-            run(images)
-            taken.append(time.perf_counter() - start)
-    rates = [len(images) / statistics.median(taken[1:]) for taken in seconds]
-    off = [np.abs(run(images)[0] - expected).max() / np.abs(expected).max() for run, _, _ in opened]
+    runs = [run for run, _, _ in opened]
+    rates = [len(images) / seconds for seconds in take_turns(runs, images, rounds)]
+    off = [relative(run(images)[0], expected) for run in runs]
     row = (
         f"| {name} | {opened[1][1]} | {rates[0]:.2f} | {rates[1]:.2f} | {rates[1] / rates[0]:.2f} "
         f"| {off[0]:.0e} | {off[1]:.0e} | {opened[0][2]:.2f} s | {opened[1][2]:.2f} s |"
     )
     print(row, flush=True)
     return row
+
+
+def take_turns(runs: Sequence[Callable[[np.ndarray], object]], images: np.ndarray, rounds: int) -> list[float]:
+    """Median of the seconds of each, after a first round that warms up."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds + 1):
+        for run, taken in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run(images)
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken[1:]) for taken in seconds]
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def open_network(
@@ -147,17 +153,13 @@ def open_network(
         return opened, counts[-1], time.perf_counter() - start
 
 
-def compile_network(n_in: int, n_out: int, side: int, count: int, *, fast: bool) -> ov.CompiledModel:
+def make_network(n_in: int, n_out: int, side: int, count: int) -> ov.Model:
     rng = np.random.default_rng(0)
     given = ops.parameter([-1, n_in, side, side], np.float32)
     maps = convolve(given, rng, n_in, n_in, 1)
     for _ in range(count):
         maps = convolve(maps, rng, n_in, n_out, 3)
-    network = ov.Model([convolve(maps, rng, n_out, n_in, 1)], [given], "convolutions")
-    if fast:
-        with mock.patch.multiple(winograd, CHANNELS=0, SIDE=1):
-            assert winograd.rewrite_convolutions(network) == count
-    return ov.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"})
+    return ov.Model([convolve(maps, rng, n_out, n_in, 1)], [given], "convolutions")
 
 
 def convolve(maps: ov.Node, rng: np.random.Generator, n_in: int, n_out: int, side: int) -> ov.Node:

@@ -64,7 +64,7 @@ class OpenVinoRuntime:
     Parameters
     ----------
     model : bytes
-        A converted network, see `convert_network`.
+        A converted network, as `open_runtime` keeps it.
     weights : bytes
         Its weights.
     precision : {"float32", "bfloat16"}
@@ -162,22 +162,22 @@ def open_runtime(
             "use precision='float32'" + (", or runtime='keras', which emulates bfloat16 slowly" if not onnx else "")
         )
         raise ConversionError(msg)
-    if onnx is not None:
-        converted, checked = _convert_onnx(backbone, onnx)
-        is_same = precision == "float32" and n_threads is None
-        return checked if is_same else OpenVinoRuntime(*converted, precision, n_threads)
     file = _conversion_file(backbone, weights_digest) if backbone.network.reproducible else None
     kept = _read(file) if file is not None else None
     if kept is not None:
         return OpenVinoRuntime(*kept, precision, n_threads)
-    converted, checked = _convert(backbone, build())
+    if onnx is not None:
+        converted, checked = _convert_onnx(backbone, onnx, n_threads)
+    else:
+        converted, checked = _convert(backbone, build(), n_threads)
     if file is not None:
         _keep(file, *converted)
-    is_same = precision == "float32" and n_threads is None
-    return checked if is_same else OpenVinoRuntime(*converted, precision, n_threads)
+    return checked if precision == "float32" else OpenVinoRuntime(*converted, precision, n_threads)
 
 
-def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes], OpenVinoRuntime]:
+def _convert(
+    backbone: Backbone, model: keras.Model, n_threads: int | None = None
+) -> tuple[tuple[bytes, bytes], OpenVinoRuntime]:
     """Convert a network, and compare both on random images, which Keras computes meanwhile."""
     from deepfeat.runtimes.keras import KerasRuntime, compile_model, feature_model
 
@@ -194,7 +194,7 @@ def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes
         reference = pool.submit(lambda: [np.asarray(output) for output in frozen(images)])
         try:
             converted = _serialize(_read_graph(frozen), backbone.input_shape)
-            runtime = OpenVinoRuntime(*converted)
+            runtime = OpenVinoRuntime(*converted, n_threads=n_threads)
         # The converter raises whatever its parts do.
         except Exception as error:
             msg = f"OpenVINO cannot convert {backbone.name}: {error}"
@@ -206,15 +206,17 @@ def _convert(backbone: Backbone, model: keras.Model) -> tuple[tuple[bytes, bytes
     return converted, runtime
 
 
-def _convert_onnx(backbone: Backbone, file: Path) -> tuple[tuple[bytes, bytes], OpenVinoRuntime]:
+def _convert_onnx(
+    backbone: Backbone, file: Path, n_threads: int | None = None
+) -> tuple[tuple[bytes, bytes], OpenVinoRuntime]:
     """Convert a file, and compare two images of a batch with each by itself: a batch size fixed inside mixes them."""
     preprocess = backbone.network.preprocess
     images = np.random.default_rng(0).integers(0, 256, (2, *backbone.input_shape), np.uint8)
-    images[1] //= 4
+    images[1] //= 4  # else their averages would be alike
     try:
         network = feature_network(file, backbone.input_shape, preprocess, backbone.layers, backbone.pooling)
         converted = _serialize(network, backbone.input_shape)
-        runtime = OpenVinoRuntime(*converted)
+        runtime = OpenVinoRuntime(*converted, n_threads=n_threads)
         alone = [np.concatenate(rows) for rows in zip(runtime(images[:1]), runtime(images[1:]), strict=True)]
         difference = _difference(runtime(images), alone)
     # OpenVINO has no type of its own for a graph that cannot be changed.

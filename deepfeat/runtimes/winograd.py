@@ -53,9 +53,7 @@ def rewrite_convolutions(network: Any) -> int:
     int
         Number of convolutions that were replaced.
     """
-    chosen = [
-        node for node in network.get_ordered_ops() if node.get_type_name() == "Convolution" and _is_worth_it(node)
-    ]
+    chosen = [node for node in network.get_ordered_ops() if _is_worth_it(node)]
     for node in chosen:
         result = _minimal_filtering(node).output(0)
         result.get_tensor().set_names(node.output(0).get_names())
@@ -64,13 +62,15 @@ def rewrite_convolutions(network: Any) -> int:
     return len(chosen)
 
 
-def _is_worth_it(convolution: Any) -> bool:
-    """Whether a convolution is of this kind, and large enough: a rule, lest features depend on a measurement."""
-    filters, settings = convolution.input_value(1), convolution.get_attributes()
+def _is_worth_it(node: Any) -> bool:
+    """Whether this is a convolution of the kind, and large enough: a rule, lest features depend on a measurement."""
+    if node.get_type_name() != "Convolution":
+        return False
+    filters, settings = node.input_value(1), node.get_attributes()
     if filters.get_node().get_type_name() != "Constant" or filters.get_element_type().to_string() != "f32":
         return False
     n_out, n_in, *kernel = filters.get_shape()
-    sides = list(convolution.output(0).get_partial_shape())[2:]
+    sides = list(node.output(0).get_partial_shape())[2:]
     return (
         kernel == [3, 3]
         and settings["strides"] == settings["dilations"] == [1, 1]
@@ -108,7 +108,7 @@ def _patches(convolution: Any, rows: int, columns: int) -> Any:
     overlap = _PATCH - _TILE
     bottom, right = _TILE * rows + overlap - height - top, _TILE * columns + overlap - width - left
     sizes = [_PATCH, _PATCH], [_TILE, _TILE], [1, 1]
-    # The usual case needs no copy of the images: one convolution in twenty of the whole's time.
+    # The usual case needs no copy of the images, which would take a twentieth of the convolution's time.
     if (top, bottom, left, right) == (1, 1, 1, 1):
         return ops.extract_image_patches(images, *sizes, "SAME_UPPER")
     padded = ops.pad(images, [0, 0, top, left], [0, 0, bottom, right], "constant", np.float32(0))
