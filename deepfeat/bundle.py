@@ -309,13 +309,13 @@ def _build(data: bytes, name: str) -> Any:
     return skops_io.loads(data, trusted=trusted)
 
 
-def check_weights(file: Path) -> str:
-    """Ending of a file of weights that may travel in a bundle.
+def read_weights(file: Path, blocks: Sequence[Mapping[str, Any]]) -> tuple[str, bytes]:
+    """Content of a file of weights that some blocks were computed with, and its name in a bundle.
 
     Raises
     ------
     UsageError
-        If it has another ending, or is not there.
+        If it is of another type, is not there, belongs to none of the blocks, or would be refused in reading.
     """
     ending = next((ending for ending in (".keras", ".weights.h5") if file.name.endswith(ending)), None)
     if ending is None:
@@ -324,25 +324,25 @@ def check_weights(file: Path) -> str:
     if not file.is_file():
         msg = f"there is no file {str(file)!r}: name the weights with which the features were computed"
         raise UsageError(msg)
-    return ending
+    needed = {block["spec"]["weights"]: block["name"] for block in blocks if "spec" in block}
+    data = file.read_bytes()
+    digest = _sha256(data)
+    if f"sha256:{digest}" not in needed:
+        msg = f"{file} has weights that no block was computed with: the blocks are {', '.join(needed.values())}"
+        raise UsageError(msg)
+    _audit_own(file.name, ending, data)
+    return f"{WEIGHTS}{digest}{ending}", data
 
 
 def _weights_members(files: Iterable[Any], blocks: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """Files of weights by the names that they have in a bundle; a manifest goes with its network."""
-    needed = {block["spec"]["weights"]: block["name"] for block in blocks if "spec" in block}
     members = {}
     for file in map(Path, files):
-        ending = check_weights(file)
-        data = file.read_bytes()
-        digest = _sha256(data)
-        if f"sha256:{digest}" not in needed:
-            msg = f"{file} has weights that no block was computed with: the blocks are {', '.join(needed.values())}"
-            raise UsageError(msg)
-        _audit_own(file.name, ending, data)
-        members[f"{WEIGHTS}{digest}{ending}"] = data
+        name, data = read_weights(file, blocks)
+        members[name] = data
         manifest = file.with_suffix(".json")
-        if ending == ".keras" and manifest.is_file():
-            members[f"{WEIGHTS}{digest}.json"] = manifest.read_bytes()
+        if name.endswith(".keras") and manifest.is_file():
+            members[f"{name.removesuffix('.keras')}.json"] = manifest.read_bytes()
     return members
 
 

@@ -134,7 +134,7 @@ def fit(arguments: argparse.Namespace) -> None:
     _refuse_stray(arguments, "--save", "--weights")
     _check_outputs(arguments.report, arguments.predictions, picture=arguments.plot, replaced=arguments.save)
     if arguments.weights:
-        _check_weights(arguments.weights)
+        _check_weights(arguments.weights, arguments.cache)
     result = _fit(arguments)
     if arguments.report:
         result.report(arguments.report)
@@ -213,12 +213,14 @@ def _obstacle(file: Path, *, is_replaced: bool) -> str | None:
         return f"no file can be made in {str(folder)!r} ({error.strerror}): use another folder"
 
 
-def _check_weights(files: Sequence[str]) -> None:
-    """Refuse what is no file of weights before the fit that it is to be saved with."""
-    from deepfeat.bundle import check_weights
+def _check_weights(files: Sequence[str], cache: str) -> None:
+    """Refuse what are no weights of a store's blocks before the fit that they are to be saved with."""
+    import deepfeat
+    from deepfeat.bundle import read_weights
 
+    blocks = deepfeat.open_features(cache).blocks[["name", "spec"]].to_dict("records")
     for file in files:
-        check_weights(Path(file))
+        read_weights(Path(file), blocks)
 
 
 def _check_store(cache: str) -> None:
@@ -526,6 +528,10 @@ def store_import(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Compare classifiers on the same folds, or list all fits that a ledger has."""
     if arguments.ledger:
+        of_fits = ("--backbone", "--label", "--positive", "--C", "--nested")
+        if stray := [option for option in of_fits if _given(arguments, option)]:
+            msg = f"--ledger lists all fits that were recorded: leave out {', '.join(stray)}"
+            raise UsageError(msg)
         _print_leaderboard(arguments)
         return
     import deepfeat
@@ -1050,7 +1056,10 @@ def _backbone(text: str, arguments: argparse.Namespace) -> Any:
     if _is_model_file(text):
         return deepfeat.load_backbone(text, preprocess=arguments.preprocess, resize=arguments.resize, **options)
     name, separator, weights = text.partition("=")
-    chosen = {"": "imagenet", "random": None}.get(weights, weights) if separator else "imagenet"
+    if separator and not weights:
+        msg = f"{text!r} names no weights: use {name}, {name}=random or {name}=FILE"
+        raise UsageError(msg)
+    chosen = None if weights == "random" else weights or "imagenet"
     return deepfeat.Backbone(name, weights=chosen, resize=arguments.resize or "squash", **options)
 
 

@@ -181,6 +181,13 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
         (["extract", "missing", "--backbone", "VGG16"], 2, "does not exist"),
         (["extract", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17': did you mean VGG"),
         (["extract", ".", "--backbone", "VGG16=nothing.h5"], 2, "'nothing.h5' is not a file"),
+        (
+            ["extract", ".", "--backbone", "VGG16="],
+            2,
+            "'VGG16=' names no weights: use VGG16, VGG16=random or VGG16=FILE",
+        ),
+        (["compare", "f.h5", "--ledger", "--C", "1"], 2, "--ledger lists all fits that were recorded: leave out --C"),
+        (["compare", "f.h5", "--ledger", "--nested", "--label", "a"], 2, "leave out --label, --nested"),
         (["fit", "f.h5", "--widen", "--C", "1"], 2, "--widen starts from the default grid"),
         (["fit", "f.h5", "--choose", "top-2", "--backbone", "VGG16"], 2, "leave out --backbone"),
         (["extract", ".", "--backbone", "mine.keras"], 2, "there is no file 'mine.keras': name the .keras or .onnx"),
@@ -341,11 +348,13 @@ def test_option_has_help(name, action):
         ),
         (["--save", "a.deepfeat", "--weights", "no.keras"], "there is no file 'no.keras': name the weights"),
         (["--save", "a.deepfeat", "--weights", "a.onnx"], "'a.onnx' is not a .keras or .weights.h5 file"),
+        (["--save", "a.deepfeat", "--weights", "other.keras"], "other.keras has weights that no block was computed"),
     ],
 )
 def test_wrong_use_of_fit_is_one_sentence_and_costs_no_fit(cache, tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.png").mkdir()
+    (tmp_path / "other.keras").write_bytes(b"other weights")
     monkeypatch.setattr("deepfeat.svm.procedure.Procedure.__init__", None)
     assert main(["fit", str(cache), *arguments]) == 2
     captured = capsys.readouterr()
