@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -627,6 +628,22 @@ def test_equal_files_of_different_groups_stay_on_one_side(table, tmp_path):
     for seed in range(10):
         train, validation = samples.split_validation(chosen, 0.25, seed)
         assert not {chosen.digests[i] for i in train} & {chosen.digests[i] for i in validation}
+
+
+def test_image_without_a_label_ties_others_together(table, tmp_path):
+    """Image 24 has no label, is of image 25's lesion, and equals image 0 byte for byte."""
+    tied = table.assign(group=[f"g{i}" for i in range(len(table))])
+    tied.loc[24, "group"] = "g25"
+    (tmp_path / "24.png").write_bytes(Path(table["path"][0]).read_bytes())
+    tied.loc[24, "path"] = str(tmp_path / "24.png")
+    tied.loc[24, "label"] = None
+    with pytest.warns(DataWarning, match=r"1 image\(s\) without a label left out"):
+        chosen = samples.find_samples(tied, None)
+    assert chosen.table["image_id"].tolist() == [name for name in table["image_id"] if name != table["image_id"][24]]
+    assert chosen.sets[0] == chosen.sets[24]
+    assert len(set(chosen.sets)) == max(chosen.sets) + 1 == N_IMAGES - 2
+    digests = [hashlib.sha256(Path(path).read_bytes()).digest() for path in chosen.table["path"]]
+    assert chosen.digests == digests
 
 
 def test_given_split_is_taken_and_the_test_never_read(table):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -76,9 +77,11 @@ def find_samples(images: Any, positive: str | None) -> Samples:
     labelled = table[table["label"].notna()]
     if len(labelled) < len(table):
         _warn(f"{len(table) - len(labelled)} image(s) without a label left out")
-    train, test = labelled[labelled["split"] != "test"], labelled[labelled["split"] == "test"]
-    _refuse_shared_groups(train, test)
-    train, digests = _digest_files(train.reset_index(drop=True))
+    _refuse_shared_groups(labelled[labelled["split"] != "test"], labelled[labelled["split"] == "test"])
+    # Images without a label still tell which others stay together.
+    known, digests = _digest_files(table[table["split"] != "test"].reset_index(drop=True))
+    has_label = known["label"].notna().to_numpy()
+    train = known[has_label].reset_index(drop=True)
     if train.empty:
         raise DataError("there are no images to train on: they need a label, and a split other than test")
     names = train["label"].to_numpy(object)
@@ -92,7 +95,9 @@ def find_samples(images: Any, positive: str | None) -> Samples:
         msg = f"all {len(names)} images are of the class {names[0]!r}: training needs two"
         raise DataError(msg)
     labels = np.array([classes.index(name) for name in names])
-    return Samples(train, digests, classes, labels, merge_groups(train["group"].tolist(), digests))
+    tied = merge_groups(known["group"].tolist(), digests)[has_label]
+    sets = np.unique(tied, return_inverse=True)[1]
+    return Samples(train, list(itertools.compress(digests, has_label)), classes, labels, sets)
 
 
 def split_validation(samples: Samples, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +171,7 @@ def _digest_files(table: pd.DataFrame) -> tuple[pd.DataFrame, list[bytes]]:
     wanted = ((row, path, [glance]) for row, path in enumerate(table["path"]))
     workers = count_cores()
     loaded = list(stream_images(wanted, workers=workers, ahead=64 + workers))
-    failed = [image for image in loaded if image.reason]
+    failed = [image for image in loaded if image.reason and pd.notna(table["label"][image.row])]
     if failed:
         first = f"{table['path'][failed[0].row]}: {failed[0].reason}"
         _warn(f"{len(failed)} image(s) cannot be read and are left out (first: {first})")
