@@ -128,6 +128,8 @@ def _results(features: Any, candidates: Any, settings: dict[str, Any], metric: s
     if isinstance(features, str | os.PathLike):
         features = open_features(features)
     if candidates is None:
+        if "backbones" in settings:
+            raise UsageError("backbones says what one fit joins: pass candidates={name: {'backbones': ...}} instead")
         if not isinstance(features, FeatureStore):
             raise UsageError("plain arrays have no blocks to compare: pass candidates={name: arguments of fit_svm}")
         candidates = _each_block(features)
@@ -137,7 +139,11 @@ def _results(features: Any, candidates: Any, settings: dict[str, Any], metric: s
         _check_metric(metric, label, _metrics_of(each))
     if len(asked) < 2:
         return dict.fromkeys(asked)  # type: ignore[return-value]
-    return {name: fit_svm(features, **each) for name, each in asked.items()}
+    made: dict[str, _Fit] = {}
+    for name, each in asked.items():
+        made[name] = fit_svm(features, **each)
+        _check_label(label, made[name].classes)
+    return made
 
 
 def _metrics_of(settings: Mapping[str, Any]) -> list[str]:
@@ -153,6 +159,12 @@ def _check_metric(metric: str, label: Any, overall: Iterable[str]) -> None:
     if metric not in allowed:
         of = "" if label is None else f" of {label!r}"
         msg = f"metric is {metric!r}{of}: use one of {', '.join(allowed)}"
+        raise UsageError(msg)
+
+
+def _check_label(label: Any, classes: Sequence[Any]) -> None:
+    if label is not None and label not in classes:
+        msg = f"label is {label!r}: use one of {', '.join(map(repr, classes))}"
         raise UsageError(msg)
 
 
@@ -231,9 +243,7 @@ def _replicates(fit: _Fit, table: pd.DataFrame, counts: np.ndarray, metric: str,
         strata_of(table, fit.evaluated_on),
     )
     _check_metric(metric, label, overall.columns)
-    if label is not None and label not in classes:
-        msg = f"label is {label!r}: use one of {', '.join(map(repr, classes))}"
-        raise UsageError(msg)
+    _check_label(label, classes)
     return overall[metric].to_numpy() if label is None else per_class[metric][:, classes.index(label)]
 
 

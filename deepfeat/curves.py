@@ -147,7 +147,7 @@ def reliability(scores: Scores) -> Reliability:
     filled = np.flatnonzero(n_images)
     inside = bins[:, None] == filled
     with np.errstate(invalid="ignore"):
-        replicates = (scores.counts @ (inside & right[:, None])) / (scores.counts @ inside.astype(float))
+        replicates = (scores.counts @ (inside & right[:, None]).astype(float)) / (scores.counts @ inside.astype(float))
     low, high = percentile_interval(replicates)
     observed, predicted = (
         np.bincount(bins, values, N_BINS)[filled] / n_images[filled] for values in (right, confidence)
@@ -180,6 +180,8 @@ def _precisions(scores: Scores, number: int, counts: np.ndarray) -> tuple[np.nda
     with np.errstate(invalid="ignore"):
         recall, precision = found / found[:, -1:], found / (found + alarms)
     precision[:, 0] = precision[:, 1]
+    # Without an image of the class there is neither, and 0 is no precision.
+    precision[np.isnan(recall[:, -1])] = np.nan
     return recall, precision
 
 

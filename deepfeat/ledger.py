@@ -211,7 +211,9 @@ class Ledger:
         Raises
         ------
         UsageError
-            If the class is none of the fit, or a threshold lacks a positive class.
+            If the class is none of the fit, a threshold lacks a positive class, the subset is neither ids nor True and
+            False, or a threshold is to be chosen for a nested fit: out of its folds it has decision values of
+            classifiers with other parameters.
         DataError
             If no image is left to score, or no threshold grants the wish.
 
@@ -230,6 +232,12 @@ class Ledger:
         chosen = entry.positive if positive is None else positive
         if (chosen is None and wish is not None) or (chosen is not None and chosen not in entry.classes):
             msg = f"positive is {chosen!r}: use one of {', '.join(map(repr, entry.classes))}"
+            raise UsageError(msg)
+        if isinstance(wish, Wish) and entry.record["nested"] is not None:
+            msg = (
+                "the fit was nested, and what it recorded out of its folds is of classifiers with other parameters, on "
+                "which no threshold can be chosen: pass the wish to fit_svm, or a number here"
+            )
             raise UsageError(msg)
         table = _against_the_rest(entry, chosen) if positive is not None and positive != entry.positive else entry
         scored = scored_rows(table.predictions, entry.evaluated_on)
@@ -426,7 +434,8 @@ def _read(file: Path, names: Sequence[str]) -> dict[str, Any]:
 def _as_entry(name: str, found: dict[str, Any]) -> Entry:
     record = found["record"]
     classes = record["classes"]
-    names = np.array(classes, object)
+    # The last one is the prediction of what no fold tested, whose code is -1.
+    names = np.array([*classes, None], object)
     index = pd.Index(found["image_id"].astype(object), name="image_id")
     sides = {"label": names[found["label"]], "predicted": names[found["predicted"]]}
     table = pd.DataFrame(sides, index=index, dtype=object)
@@ -487,12 +496,20 @@ def _decide(
             truth = (others["label"] == positive).to_numpy()
             threshold = choose_threshold(truth, others[positive].to_numpy(float), wish)
         accepted[inside] = scored.loc[inside, positive] >= threshold
-    return np.asarray(np.where(accepted, positive, rest).astype(object))
+    # Of objects, since a label may be a number and the rest is text.
+    decided: np.ndarray = np.array([rest, positive], object)[accepted.astype(int)]
+    return decided
 
 
 def _among(ids: pd.Index, subset: Sequence[Any] | pd.Series | None) -> np.ndarray:
     if subset is None:
         return np.ones(len(ids), bool)
     if isinstance(subset, pd.Series):
+        if not pd.api.types.is_bool_dtype(subset) or subset.isna().any():
+            msg = (
+                f"subset is a Series of {subset.dtype} with {subset.isna().sum()} unknown: use True and False for each "
+                "image id, as subset.fillna(False).astype(bool) has them, or a list of ids"
+            )
+            raise UsageError(msg)
         subset = subset.index[subset.to_numpy(bool)]
     return np.asarray(ids.isin([str(name) for name in subset]))

@@ -192,12 +192,21 @@ def test_metrics_that_are_allowed_are_those_of_a_fit(store, settings):
         ({"metric": "recall"}, "metric is 'recall': use one of accuracy"),
         ({"label": "MEL"}, "metric is 'balanced_accuracy' of 'MEL': use one of precision, recall"),
         ({"n_resamples": 10}, "n_resamples is 10"),
+        ({"backbones": ["NetA"]}, "backbones says what one fit joins: pass candidates="),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_first_fit(store, monkeypatch, wrong, said):
     monkeypatch.setattr(comparison, "fit_svm", lambda *args, **kwargs: pytest.fail("fitted"))
     with pytest.raises(UsageError, match=said):
         deepfeat.compare(store, **wrong)
+
+
+def test_label_that_no_class_has_costs_one_fit_and_not_all(store, monkeypatch):
+    fits, fit = [], comparison.fit_svm
+    monkeypatch.setattr(comparison, "fit_svm", lambda *args, **kwargs: fits.append(fit(*args, **kwargs)) or fits[-1])
+    with pytest.raises(UsageError, match="label is 'MELL': use one of 'BCC', 'MEL', 'NV'"):
+        deepfeat.compare(store, metric="recall", label="MELL", param_grid={"C": [0.001]}, cv=3)
+    assert len(fits) == 1
 
 
 def test_wrong_arguments_are_named(results, store):

@@ -61,7 +61,7 @@ def test_shapes_that_do_not_fit(X, y, no_search):
         deepfeat.fit_svm((X, y))
 
 
-@pytest.mark.parametrize("name", ["label", "predicted", "group", "fold"])
+@pytest.mark.parametrize("name", ["label", "predicted", "group", "fold", "path", "failure"])
 def test_classes_called_as_columns_are_refused(name, no_search):
     X, y, groups = clusters(labels=("MEL", name))
     with pytest.raises(DataError, match=f"a class is called '{name}', as is a column of the predictions: rename it"):

@@ -187,9 +187,42 @@ def test_images_of_one_fold_have_the_interval_of_a_cross_validation(recorded):
     assert (found["high"] - found["low"])["accuracy"] > 1.2 * (narrow["high"] - narrow["low"])["accuracy"]
 
 
+def test_numbers_as_labels_have_a_threshold(data, tmp_path):
+    X, y, groups = data
+    numbers = np.array([{"BCC": 0, "MEL": 1, "NV": 2}[name] for name in y])
+    result = deepfeat.fit_svm((X, numbers, groups), ledger=tmp_path, **GRID)
+    ledger = deepfeat.open_ledger(tmp_path)
+    values = ledger.evaluate(ledger.table.index[0], positive=1, threshold=-0.2, n_resamples=0).metrics["value"]
+    truth, guess = result.predictions["label"] == 1, result.predictions[1] >= -0.2
+    assert values["recall"] == pytest.approx(sk.recall_score(truth, guess))
+
+
+def test_threshold_is_not_chosen_on_classifiers_with_other_parameters(data, tmp_path):
+    deepfeat.fit_svm(data, positive="MEL", nested=True, test=0.3, ledger=tmp_path, **GRID)
+    ledger = deepfeat.open_ledger(tmp_path)
+    (name,) = ledger.table.index
+    with pytest.raises(UsageError, match=r"the fit was nested.*pass the wish to fit_svm, or a number here"):
+        ledger.evaluate(name, threshold="recall>=0.9")
+    assert ledger.evaluate(name, threshold=0.0, n_resamples=0).metrics["value"]["recall"] > 0
+
+
+def test_images_that_no_fold_tested_have_no_prediction(data, tmp_path):
+    _, y, groups = data
+    [(train, tested), *_] = deepfeat.splits.make_folds(y, groups, 3, 0)
+    result = deepfeat.fit_svm(data, param_grid={"C": [0.01]}, cv=[(train, tested)], ledger=tmp_path)
+    ledger = deepfeat.open_ledger(tmp_path)
+    entry = ledger.entry(ledger.table.index[0])
+    assert entry.predictions["predicted"].isna().sum() == len(y) - len(tested)
+    pd.testing.assert_frame_equal(entry.predictions, result.predictions, check_dtype=False)
+    assert f"out-of-fold ({len(tested)} images)" in repr(result)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"subset": pd.Series([True, None])}, UsageError, "subset is a Series of object with 1 unknown: use True and"),
+        ({"subset": pd.Series([True, None], dtype="boolean")}, UsageError, "Series of boolean with 1 unknown"),
+        ({"subset": pd.Series(["5", "7"])}, UsageError, "subset is a Series of .* with 0 unknown"),
         ({"threshold": 0.1}, UsageError, "positive is None: use one of 'BCC', 'MEL', 'NV'"),
         ({"positive": "SCC"}, UsageError, "positive is 'SCC'"),
         ({"positive": "MEL", "threshold": "recal>=0.9"}, UsageError, "threshold is 'recal>=0.9'"),

@@ -16,7 +16,7 @@ from sklearn.metrics import auc, roc_auc_score
 
 import deepfeat
 from deepfeat.cli import main
-from deepfeat.curves import precision_recall, reliability, roc, take_scores
+from deepfeat.curves import Scores, precision_recall, reliability, roc, take_scores
 from deepfeat.errors import DataError, DeepfeatError, StoreError, UsageError
 from deepfeat.markup import Markup, element, join
 from deepfeat.report.gallery import hardest_errors
@@ -142,6 +142,24 @@ def test_reliability_adds_up_to_the_calibration_error(store, positive):
     assert error == pytest.approx(result.metrics.value["calibration_error"])
     assert (bins.low <= bins.observed).all()
     assert (bins.observed <= bins.high).all()
+
+
+def test_bands_are_right_with_more_images_than_sixteen_bits_count():
+    """As of 100,000 images in one bin, of which nine in ten are right."""
+    n = 100_000
+    truth = (np.arange(n) % 10 > 0).astype(int)
+    chances = np.tile([0.1, 0.9], (n, 1))
+    counts = np.ones((3, n), np.uint16)
+    bins = reliability(Scores(pd.DataFrame(), ["a", "b"], truth, truth, chances, chances, counts))
+    assert (bins.observed, bins.low, bins.high) == (pytest.approx([0.9]),) * 3
+
+
+def test_resamples_without_the_class_have_no_precision():
+    truth = np.array([1, 0, 0, 0])
+    decision = np.array([[-2.0, 2.0], [1, -1], [2, -2], [3, -3]])
+    counts = np.array([[1, 1, 1, 1], [0, 1, 2, 1], [2, 1, 1, 0]])
+    curve = precision_recall(Scores(pd.DataFrame(), ["a", "b"], truth, truth, decision, None, counts), 1)
+    np.testing.assert_array_equal([curve.low, curve.high], 1)
 
 
 # Errors
@@ -403,6 +421,14 @@ def test_store_that_moved(result, store, tmp_path):
     gone = replace(result, provenance={**result.provenance, "store": str(tmp_path / "gone.h5")})
     assert "No map: there is no feature store" in written(gone, tmp_path)
     assert section(written(gone, tmp_path, features=store), "map").count('class="point') == 60
+
+
+def test_store_that_was_made_anew(result, tmp_path, build_store, make_spec, make_table, random_features):
+    """At the same place, and of other features or images: the page has no map, and is written."""
+    for number, (n, spec) in enumerate([(60, make_spec("NetB")), (4, make_spec())]):
+        anew = build_store(tmp_path / f"anew{number}.h5", make_table(n), [(spec, random_features(n, 8))])
+        moved = replace(result, provenance={**result.provenance, "store": str(anew.path)})
+        assert "No map: " in written(moved, tmp_path)
 
 
 def test_map_of_folds_says_that_they_flatter(result, tmp_path):

@@ -64,23 +64,21 @@ def find_sources(result: SVMResult, features: Any, images: Any) -> Sources:
     StoreError
         If a store that was named cannot be read, or lacks a block or an image.
     """
-    store, array, lacking = _find_features(result, features)
     blocks = [block for block in result.provenance.get("blocks", []) if "key" in block]
     keys = [block["key"] for block in blocks]
+    store, array, lacking = _find_features(result, features, keys)
     folds = [block["name"] for block in blocks if len(block.get("keys", ())) > 1]
-    if features is not None and store is not None:
-        for key in keys:
-            store.find(key)
-        store.positions(result.predictions.index.tolist())
     return Sources(store, keys, folds, array, lacking, _find_paths(result, store, images))
 
 
-def _find_features(result: SVMResult, features: Any) -> tuple[FeatureStore | None, np.ndarray | None, str | None]:
+def _find_features(
+    result: SVMResult, features: Any, keys: Sequence[str]
+) -> tuple[FeatureStore | None, np.ndarray | None, str | None]:
     """The store, or the array, or why there is neither."""
     if isinstance(features, FeatureStore):
-        return features, None, None
+        return _with_all(features, result, keys), None, None
     if isinstance(features, str | os.PathLike):
-        return open_features(features), None, None
+        return _with_all(open_features(features), result, keys), None, None
     if isinstance(features, tuple):
         return None, _fitted_array(result, features), None
     if features is not None:
@@ -90,9 +88,17 @@ def _find_features(result: SVMResult, features: Any) -> tuple[FeatureStore | Non
     if known is None:
         return None, None, "the classifier was fitted on arrays; pass them as features."
     try:
-        return open_features(known), None, None
+        return _with_all(open_features(known), result, keys), None, None
     except StoreError as error:
         return None, None, f"{error}; or pass the store as features."
+
+
+def _with_all(store: FeatureStore, result: SVMResult, keys: Sequence[str]) -> FeatureStore:
+    """A store, if it has the blocks and the images of a result."""
+    for key in keys:
+        store.find(key)
+    store.positions(result.predictions.index.tolist())
+    return store
 
 
 def _fitted_array(result: SVMResult, features: tuple[Any, ...]) -> np.ndarray:

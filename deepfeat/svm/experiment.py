@@ -402,7 +402,8 @@ def _check_numbers(**numbers: Any) -> None:
 
 
 def _refuse_names_of_columns(classes: list[Any]) -> None:
-    taken = [name for name in classes if name in ("label", "predicted", "group", "fold")]
+    # The last two are of the predictions of new images.
+    taken = [name for name in classes if name in ("label", "predicted", "group", "fold", "path", "failure")]
     if taken:
         msg = f"a class is called {taken[0]!r}, as is a column of the predictions: rename it, {{old: new}} as labels="
         raise DataError(msg)

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from deepfeat.bootstrap import PER_CLASS
 from deepfeat.bundle import write_bundle
 from deepfeat.display import describe, draw_notes, draw_table
+from deepfeat.evaluation import scored_rows
 
 if TYPE_CHECKING:
     from deepfeat.report.gallery import Explain
@@ -299,8 +300,7 @@ class SVMResult:
         return f", of the views {', '.join(self.views)}" if len(self.views) > 1 else ""
 
     def _evaluated_rows(self) -> int:
-        tested = self.predictions["fold"] == "test"
-        return int(tested.sum() if self.evaluated_on == "test" else (~tested).sum())
+        return len(scored_rows(self.predictions, self.evaluated_on))
 
     def _headline(self) -> str:
         values = self.metrics["value"]
