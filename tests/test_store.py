@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import deepfeat
 from deepfeat.errors import StoreError
 from deepfeat.store import DONE, FAILED, MISSING, RECORD, FeatureStore, StoreWriter, block_key, canonical_json, layout
+from deepfeat.store.journal import changing, viewing
 from deepfeat.store.layout import row_checksums
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -704,3 +705,17 @@ def test_plain_h5py_reads_states_and_reasons(mixed_store, path, make_spec):
     assert records["state"].tolist() == [1, 2, 0, 1, 2]
     assert records["reason"].tolist() == [b"", "not an image: é".encode(), b"", b"", b"truncated"]
     assert records.dtype.names == RECORD.names
+
+
+def test_what_another_thread_has_open_is_read_as_it_is_now(tmp_path):
+    """HDF5 shares what it knows of a file among all that opened it by its path in one process."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="v110") as file:
+        file.attrs["images"] = 0
+    with viewing(path) as before:
+        assert before.file.attrs["images"] == 0
+        with changing(path) as file:
+            file.attrs["images"] = 1
+            file.create_group("block")
+        with viewing(path) as after:
+            assert (after.file.attrs["images"], list(after.file)) == (1, ["block"])

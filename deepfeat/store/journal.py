@@ -153,12 +153,13 @@ class View:
 def viewing(path: Path) -> Iterator[View]:
     """Read an HDF5 file as it is after its journal, if there is one; the file is not touched.
 
-    HDF5's own locks stay off: many network drives lack them, and this package keeps its own.
+    HDF5's own locks stay off: many network drives lack them, and this package keeps its own. Nor is it given the path:
+    what one thread has open, HDF5 gives to another as it was, though the file has changed since.
     """
     found = _read_journal(path)
     with open(path, "rb") as base:
         if found is None:
-            with h5py.File(path, "r", locking=False) as file:
+            with h5py.File(base, "r") as file:
                 yield View(file, base, os.fstat(base.fileno()).st_size, pending=False)
         else:
             overlay = Overlay(base, *found)
