@@ -145,9 +145,9 @@ def reliability(scores: Scores) -> Reliability:
     bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
     n_images = np.bincount(bins, minlength=N_BINS)
     filled = np.flatnonzero(n_images)
-    inside = bins[:, None] == filled
+    inside = (bins[:, None] == filled).astype(float)
     with np.errstate(invalid="ignore"):
-        replicates = (scores.counts @ (inside & right[:, None]).astype(float)) / (scores.counts @ inside.astype(float))
+        replicates = (scores.counts @ (inside * right[:, None])) / (scores.counts @ inside)
     low, high = percentile_interval(replicates)
     observed, predicted = (
         np.bincount(bins, values, N_BINS)[filled] / n_images[filled] for values in (right, confidence)

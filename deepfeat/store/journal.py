@@ -135,7 +135,7 @@ class View:
     Attributes
     ----------
     file : h5py.File
-    raw : binary file
+    raw : Overlay
         The same bytes, journal included.
     size : int
         Number of these bytes.
@@ -144,7 +144,7 @@ class View:
     """
 
     file: h5py.File
-    raw: BinaryIO | Overlay
+    raw: Overlay
     size: int
     pending: bool
 
@@ -158,13 +158,9 @@ def viewing(path: Path) -> Iterator[View]:
     """
     found = _read_journal(path)
     with open(path, "rb") as base:
-        if found is None:
-            with h5py.File(base, "r") as file:
-                yield View(file, base, os.fstat(base.fileno()).st_size, pending=False)
-        else:
-            overlay = Overlay(base, *found)
-            with h5py.File(overlay, "r") as file:
-                yield View(file, overlay, overlay.size, pending=True)
+        overlay = Overlay(base, *(found or ()))
+        with h5py.File(overlay, "r") as file:
+            yield View(file, overlay, overlay.size, pending=found is not None)
 
 
 def replay(path: Path) -> bool:
