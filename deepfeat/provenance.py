@@ -69,6 +69,12 @@ class TrainedOn:
         return digest.hexdigest()
 
 
+def digest_contents(ids: Iterable[str], digests: Iterable[bytes]) -> str:
+    """SHA-256, in hexadecimal, of image ids with the digests of their files, whatever their order."""
+    lines = sorted(f"{image_id!r} {digest.hex()}\n" for image_id, digest in zip(ids, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def digest_group(group: Any) -> bytes:
     """SHA-256 of a group's name."""
     return hashlib.sha256(str(group).encode("utf-8", "surrogateescape")).digest()

@@ -431,6 +431,23 @@ def test_store_that_was_made_anew(result, tmp_path, build_store, make_spec, make
         assert "No map: " in written(moved, tmp_path)
 
 
+def test_store_whose_images_have_other_contents(arrays, tmp_path, build_store, make_spec, make_table, random_features):
+    """The same names, and other pictures: their features beside the old predictions would be a lie."""
+    X, y, _ = arrays
+    table = make_table(len(X), label=y.tolist())
+    ids, blocks = table["image_id"].tolist(), [(make_spec(), X.astype(np.float32))]
+    store = build_store(tmp_path / "store.h5", table, blocks)
+    result = deepfeat.fit_svm(store, test=None, cv=2, param_grid={"C": [0.01]})
+    assert section(written(result, tmp_path), "map").count('class="point') == 40
+    changed = build_store(tmp_path / "changed.h5", table, blocks, [*ids[:-1], "another picture"])
+    with pytest.raises(StoreError, match="images have other contents than when the classifier was fitted"):
+        written(result, tmp_path, features=changed)
+    moved = replace(result, provenance={**result.provenance, "store": str(changed.path)})
+    assert "images have other contents" in section(written(moved, tmp_path), "map")
+    del moved.provenance["contents"]  # as of a result that was saved before there were any
+    assert section(written(moved, tmp_path), "map").count('class="point') == 40
+
+
 def test_map_of_folds_says_that_they_flatter(result, tmp_path):
     [block] = result.provenance["blocks"]
     folds = [{**block, "name": "skin@folds", "keys": [block["key"], "another"]}]

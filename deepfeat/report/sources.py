@@ -12,6 +12,7 @@ import pandas as pd
 
 from deepfeat.datasets import as_table
 from deepfeat.errors import DataError, StoreError, UsageError
+from deepfeat.provenance import digest_contents
 from deepfeat.store import FeatureStore, open_features
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def find_sources(result: SVMResult, features: Any, images: Any) -> Sources:
     DataError
         If none of the images is among those of the result.
     StoreError
-        If a store that was named cannot be read, or lacks a block or an image.
+        If a store that was named cannot be read, or lacks a block or an image, or has images of other contents.
     """
     blocks = [block for block in result.provenance.get("blocks", []) if "key" in block]
     keys = [block["key"] for block in blocks]
@@ -94,10 +95,18 @@ def _find_features(
 
 
 def _with_all(store: FeatureStore, result: SVMResult, keys: Sequence[str]) -> FeatureStore:
-    """A store, if it has the blocks and the images of a result."""
-    for key in keys:
-        store.find(key)
-    store.positions(result.predictions.index.tolist())
+    """A store, if it has the blocks and the images of a result, with the contents that they had."""
+    ids, contents = result.predictions.index.tolist(), result.provenance.get("contents")
+    records = [store.records(key) for key in keys]
+    positions = store.positions(ids)
+    for block in records:
+        # Results that were saved before contents were recorded have none.
+        if contents is not None and digest_contents(ids, map(bytes, block["digest"][positions])) != contents:
+            msg = (
+                f"{store.path}: images have other contents than when the classifier was fitted, and their features "
+                "are not those of its predictions: fit it again"
+            )
+            raise StoreError(msg)
     return store
 
 

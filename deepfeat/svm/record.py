@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 import deepfeat
+from deepfeat.provenance import digest_contents
 from deepfeat.splits import Fold
 from deepfeat.svm.samples import Samples
 
@@ -45,9 +46,10 @@ def describe_fit(
     Returns
     -------
     dict
-        deepfeat, versions, created (ISO 8601, UTC), seconds, store, blocks, rows and folds (SHA-256), n_images,
-        n_groups, settings. Equal ``rows`` are the same images with the same contents, labels, groups and
-        split; equal ``folds`` are the same images in the same folds.
+        deepfeat, versions, created (ISO 8601, UTC), seconds, store, blocks, rows, contents and folds (SHA-256),
+        n_images, n_groups, settings. Equal ``rows`` are the same images with the same contents, labels, groups and
+        split; equal ``contents`` are the same images with the same contents (None for arrays); equal ``folds`` are
+        the same images in the same folds.
     """
     known = samples.origin.get("blocks", {})
     return {
@@ -58,6 +60,7 @@ def describe_fit(
         "store": samples.origin.get("store"),
         "blocks": [{"name": name, "dim": dim, **known.get(name, {})} for name, dim in blocks.items()],
         "rows": _digest(_rows(samples)),
+        "contents": digest_contents(samples.ids, samples.contents) if len(samples.contents) else None,
         "folds": _digest(_fold_ids(samples, train, folds)),
         "n_images": len(samples.y),
         "n_groups": len(np.unique(samples.sets)),

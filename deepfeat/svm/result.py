@@ -75,7 +75,7 @@ class SVMResult:
     wish : str or None
         By which the threshold was chosen.
     provenance : dict
-        What the numbers came from: versions, store, blocks, digests of rows and folds, arguments, seconds.
+        What the numbers came from: versions, store, blocks, digests of rows, contents and folds, arguments, seconds.
 
     Examples
     --------
@@ -240,8 +240,8 @@ class SVMResult:
         DataError
             If ``images`` has none of the images of the result.
         StoreError
-            If ``features`` cannot be read or lacks a block. A store that is no longer where it was when ``features``
-            is None leaves out the map.
+            If ``features`` cannot be read, lacks a block or an image, or has images with other contents than those of
+            the fit. Where ``features`` is None and the store is no longer as it was, the map is left out.
 
         Examples
         --------
