@@ -18,7 +18,10 @@ from small_network import build
 
 import deepfeat
 from deepfeat.backbones.network import PREPROCESSINGS
-from deepfeat.cli import _backbones, _explain, _obstacle, _parser, _read_table, main
+from deepfeat.cli import main, make_parser
+from deepfeat.cli.classifiers import _explain
+from deepfeat.cli.options import read_backbones, read_table
+from deepfeat.cli.output import find_obstacle
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +252,8 @@ def test_option_that_would_be_without_effect_is_refused(command, message, capsys
 def test_preprocessing_is_that_of_the_files_among_the_networks(tmp_path):
     build((16, 16, 3)).save(tmp_path / "mine.keras")
     names = ["--backbone", "EfficientNetLite0", "--backbone", str(tmp_path / "mine.keras")]
-    arguments = _parser().parse_args(["extract", ".", *names, "--preprocess", "caffe"])
-    found = {backbone.name: backbone.network.preprocess for backbone in _backbones(arguments)}
+    arguments = make_parser().parse_args(["extract", ".", *names, "--preprocess", "caffe"])
+    found = {backbone.name: backbone.network.preprocess for backbone in read_backbones(arguments)}
     assert found == {"EfficientNetLite0": PREPROCESSINGS["lite"], "mine": PREPROCESSINGS["caffe"]}
 
 
@@ -258,7 +261,7 @@ def test_preprocessing_is_that_of_the_files_among_the_networks(tmp_path):
     ("options", "pooling"), [([], "avg"), (["--pooling", "none"], None), (["--pooling", "max"], "max")]
 )
 def test_pooling_is_the_average_unless_told(options, pooling):
-    (backbone,) = _backbones(_parser().parse_args([*EXTRACT, *options]))
+    (backbone,) = read_backbones(make_parser().parse_args([*EXTRACT, *options]))
     assert backbone.pooling == pooling
 
 
@@ -266,7 +269,7 @@ def test_columns_of_a_label_file_have_names_by_default(folder, tmp_path):
     csv = tmp_path / "labels.csv"
     rows = [f"{label}/{label}{number}.png,{label}" for label in ("bright", "dark") for number in range(12)]
     csv.write_text("\n".join(["image,label", *rows]), encoding="utf-8")
-    table = _read_table(_parser().parse_args(["extract", str(folder), "--backbone", "VGG16", "--csv", str(csv)]))
+    table = read_table(make_parser().parse_args(["extract", str(folder), "--backbone", "VGG16", "--csv", str(csv)]))
     assert table["label"].value_counts().to_dict() == {"bright": 12, "dark": 12}
     assert table["group"].isna().all()
 
@@ -322,7 +325,7 @@ def options(parser, path=()):
             yield " ".join([*path, *(action.option_strings or [action.dest])]), action
 
 
-@pytest.mark.parametrize(("name", "action"), list(options(_parser())))
+@pytest.mark.parametrize(("name", "action"), list(options(make_parser())))
 def test_option_has_help(name, action):
     assert action.help
 
@@ -365,16 +368,16 @@ def test_wrong_use_of_fit_is_one_sentence_and_costs_no_fit(cache, tmp_path, monk
 def test_file_that_can_be_written_has_no_obstacle_and_is_left_as_it_is(tmp_path):
     (tmp_path / "old").write_text("old")
     for name in ("new", "old"):
-        assert _obstacle(tmp_path / name, is_replaced=True) is None
-        assert _obstacle(tmp_path / name, is_replaced=False) is None
+        assert find_obstacle(tmp_path / name, is_replaced=True) is None
+        assert find_obstacle(tmp_path / name, is_replaced=False) is None
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_file_that_may_not_be_changed_is_an_obstacle(tmp_path, monkeypatch):
+def test_file_that_may_not_be_changed_is_anfind_obstacle(tmp_path, monkeypatch):
     (tmp_path / "old").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path / "old", os.W_OK))
-    assert _obstacle(tmp_path / "old", is_replaced=False).startswith("the file that is there may not be changed")
-    assert _obstacle(tmp_path / "new", is_replaced=False) is None
+    assert find_obstacle(tmp_path / "old", is_replaced=False).startswith("the file that is there may not be changed")
+    assert find_obstacle(tmp_path / "new", is_replaced=False) is None
 
 
 def test_folder_that_takes_no_files_is_an_obstacle_to_new_ones_alone(tmp_path, monkeypatch):
@@ -384,9 +387,9 @@ def test_folder_that_takes_no_files_is_an_obstacle_to_new_ones_alone(tmp_path, m
     (tmp_path / "old").touch()
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     said = f"no file can be made in {str(tmp_path)!r} (Permission denied): use another folder"
-    assert _obstacle(tmp_path / "new", is_replaced=False) == said
-    assert _obstacle(tmp_path / "old", is_replaced=True) == said
-    assert _obstacle(tmp_path / "old", is_replaced=False) is None
+    assert find_obstacle(tmp_path / "new", is_replaced=False) == said
+    assert find_obstacle(tmp_path / "old", is_replaced=True) == said
+    assert find_obstacle(tmp_path / "old", is_replaced=False) is None
 
 
 def test_other_size_than_a_file_is_fixed_to_is_one_sentence(folder, tmp_path, capsys):
@@ -673,6 +676,6 @@ def test_store_similarity_prints_and_draws(cache, tmp_path, capsys):
 
 
 def test_maps_are_made_by_the_networks_that_are_named():
-    assert _explain(_parser().parse_args(["report", "f.h5", "--maps"])).keywords == {"backbones": None}
-    named = _explain(_parser().parse_args(["report", "f.h5", "--network", "EfficientNetLite0"])).keywords
+    assert _explain(make_parser().parse_args(["report", "f.h5", "--maps"])).keywords == {"backbones": None}
+    named = _explain(make_parser().parse_args(["report", "f.h5", "--network", "EfficientNetLite0"])).keywords
     assert [backbone.name for backbone in named["backbones"]] == ["EfficientNetLite0"]

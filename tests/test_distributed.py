@@ -320,7 +320,7 @@ def test_nothing_wanted_needs_no_worker():
 
 
 def test_command_line_takes_a_scheduler(folder, tmp_path, cluster, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_backbone", lambda text, arguments: small_cnn())
+    monkeypatch.setattr(cli.options, "_backbone", lambda text, arguments: small_cnn())
     command = ["extract", str(folder), "--backbone", "SmallCNN", "--cache", str(tmp_path / "features.h5"), "--quiet"]
     assert cli.main([*command, "--scheduler", cluster.scheduler_address]) == 0
     assert "30" in capsys.readouterr().out
