@@ -138,6 +138,12 @@ class Output(NamedTuple):
     rows: list[int]
     layers: list[np.ndarray]
 
+    @property
+    def by_view(self) -> list[np.ndarray]:
+        """Features of shape (n, …) of each block, view by view and layer by layer."""
+        n = len(self.rows)
+        return [layer[start : start + n] for start in range(0, len(self.layers[0]), n) for layer in self.layers]
+
 
 class Opened(NamedTuple):
     """What is known of a network when it is ready: the shape of one row of each layer, and the versions behind it."""

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -284,9 +284,10 @@ def _process(runs: Sequence[_Run], paths: Mapping[int, str], options: _Options, 
         contextlib.closing(compute(plan, wanted)) as results,
     ):
         for computed in results:
+            stored: list[LoadedImage] = []
             for run, output, opened in zip(runs, computed.outputs, computed.opened, strict=True):
-                run.store(computed.images, output, opened)
-            failed = next((image for image in computed.images if image.reason), None)
+                stored += run.store(computed.images, output, opened)
+            failed = next((image for image in stored if image.reason), None)
             if failed is not None and options.on_error == "raise":
                 msg = f"{paths[failed.row]}: {failed.reason}"
                 raise ImageError(msg)
@@ -306,9 +307,9 @@ class _Run:
         The network, where it had to be built for the digest of its weights.
     name : str
     keys : list of str
-        Of its blocks, view by view and layer by layer.
+        Of all its blocks, view by view and layer by layer; the job has those views of which some row is wanted.
     rows : set of int
-        What is to be computed or looked at again.
+        What is to be computed or looked at again, for one block or more.
     counts : Counter
         Number of images by what happened to them.
     """
@@ -324,11 +325,17 @@ class _Run:
             digest = backbone.weights_digest() or model_digest(self.model)
         precision = settle_precision(backbone, options.asked_precision, options.precision)
         kind = options.runtime, precision, options.dtype, options.batch_size
-        self.job = Job(backbone, digest, options.views, *kind)
-        self.name, self.keys = backbone.name, self.job.keys
+        job = Job(backbone, digest, options.views, *kind)
+        self.name, self.keys = backbone.name, job.keys
+        records = {key: writer.store.records_or_missing(key) for key in self.keys}
+        wanted = {key: set(plan_rows(records[key], stamps)) for key in self.keys}
+        views = [v for v in options.views if any(wanted[key] for key in replace(job, views=(v,)).keys)]
+        self.job = replace(job, views=tuple(views) or options.views)
         self._blocks: list[Block] = []
-        self._records = [writer.store.records_or_missing(key) for key in self.keys]
-        self.rows = {row for records in self._records for row in plan_rows(records, stamps)}
+        self._records = [records[key] for key in self.job.keys]
+        # A block that has a row keeps it as it is, whatever another one lacks.
+        self._wanted = [wanted[key] for key in self.job.keys]
+        self.rows = set().union(*self._wanted)
         self.counts = Counter({"done before": len(stamps) - len(self.rows)})
         if self.rows and backbone.weights is None:
             logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
@@ -337,7 +344,7 @@ class _Run:
     def has_space(self) -> bool:
         """Whether the blocks have space for every image."""
         store = self._writer.store
-        return all(store.has_block(key) and store.find(key).n_rows == store.n_images for key in self.keys)
+        return all(store.has_block(key) and store.find(key).n_rows == store.n_images for key in self.job.keys)
 
     @property
     def known(self) -> Collection[bytes]:
@@ -350,43 +357,52 @@ class _Run:
         digests = {record["digest"].tobytes() for record in known if record["state"] == DONE}
         return digests.pop() if len(digests) == 1 and all(r["state"] == DONE for r in known) else None
 
-    def store(self, images: Sequence[LoadedImage], output: Output | None, opened: Opened | None) -> None:
-        """Store what came of some images: features, copies of features, stamps, or reasons of failures."""
-        mine = [image for image in images if image.row in self.rows]
+    def store(self, images: Sequence[LoadedImage], output: Output | None, opened: Opened | None) -> list[LoadedImage]:
+        """Store what came of some images: features, copies of features, stamps, or reasons of failures.
+
+        Returns
+        -------
+        list of LoadedImage
+            Those that the run wanted, with a reason where there are no features, or none that can be stored.
+        """
+        unfit = {} if output is None else find_unfit(output, self.job.dtype)
+        mine = [replace(i, reason=i.reason or unfit.get(i.row)) for i in images if i.row in self.rows]
         if not mine:
-            return
+            return mine
         blocks = self._make_space(opened)
         computed = set(output.rows if output else [])
-        fresh = [image for image in mine if image.row in computed]
+        fresh = [image for image in mine if image.row in computed and not image.reason]
         rest = [image for image in mine if image.row not in computed and not image.reason]
         unchanged = [image for image in rest if image.digest == self.kept(image.row)]
         seen = [image for image in rest if image.digest != self.kept(image.row)]
         failed = [image for image in mine if image.reason]
         self.counts.update({"touched but unchanged": len(unchanged), "copied": len(seen), "computed": len(fresh)})
         self.counts.update({"failed": len(failed)})
-        for block in blocks if unchanged else ():
-            self._writer.write_stamps(block, _rows(unchanged), make_records(unchanged))
-        for block in blocks if failed else ():
-            self._writer.write_records(block, _rows(failed), make_records(failed))
-        if seen:
-            self._copy(blocks, seen)
+        for block, wanted in zip(blocks, self._wanted, strict=True):
+            if same := _among(unchanged, wanted):
+                self._writer.write_stamps(block, _rows(same), make_records(same))
+            if bad := _among(failed, wanted):
+                self._writer.write_records(block, _rows(bad), make_records(bad))
+            if copied := _among(seen, wanted):
+                self._copy(block, copied)
         if output:
-            self._store_computed(blocks, fresh, output.layers)
+            self._store_computed(blocks, fresh, output)
+        return mine
 
-    def _store_computed(self, blocks: list[Block], images: list[LoadedImage], layers: list[np.ndarray]) -> None:
-        """Store what the network made of all views of some images, one view after the other."""
-        rows, records, n = _rows(images), make_records(images), len(images)
-        by_view = [layer[start : start + n] for start in range(0, len(layers[0]), n) for layer in layers]
-        for block, features in zip(blocks, by_view, strict=True):
-            self._writer.write(block, rows, features, records)
+    def _store_computed(self, blocks: list[Block], images: list[LoadedImage], output: Output) -> None:
+        """Store what the network made of some images, in each block those that it lacks."""
+        for block, features, wanted in zip(blocks, output.by_view, self._wanted, strict=True):
+            if lacking := _among(images, wanted):
+                rows = _rows(lacking)
+                fitting = features if rows == output.rows else features[np.isin(output.rows, rows)]
+                self._writer.write(block, rows, fitting, make_records(lacking))
 
-    def _copy(self, blocks: list[Block], images: list[LoadedImage]) -> None:
+    def _copy(self, block: Block, images: list[LoadedImage]) -> None:
         """Take over the features of images with the same content."""
         sources = [self._rows_by_digest[image.digest] for image in images if image.digest is not None]
         ids = self._writer.store.table["image_id"].to_numpy(object)[sources]
-        for block in blocks:
-            features = self._writer.store.features(block.key, ids)
-            self._writer.write(block, _rows(images), features, make_records(images))
+        features = self._writer.store.features(block.key, ids)
+        self._writer.write(block, _rows(images), features, make_records(images))
 
     @cached_property
     def _rows_by_digest(self) -> dict[bytes, int]:
@@ -399,13 +415,14 @@ class _Run:
     def _make_space(self, opened: Opened | None) -> list[Block]:
         """Return the blocks with space for every image; new space has the shapes of the network that was opened."""
         if not self._blocks:
-            self._blocks = [self._writer.store.find(key) for key in self.keys] if self.has_space else self._add(opened)
+            keys = self.job.keys
+            self._blocks = [self._writer.store.find(key) for key in keys] if self.has_space else self._add(opened)
         return self._blocks
 
     def _add(self, opened: Opened | None) -> list[Block]:
         assert opened is not None
         store = self._writer.store
-        for key in self.keys:
+        for key in self.job.keys:
             if store.has_block(key):
                 _warn_of_other_versions(store.find(key), opened.versions)
         for spec in self.job.specs:
@@ -416,8 +433,26 @@ class _Run:
         ]
 
 
+def find_unfit(output: Output, dtype: str) -> dict[int, str]:
+    """Rows with features that are no numbers, or would be none in the type in which they are stored, and why."""
+    unfit = {}
+    for features in output.by_view:
+        largest = np.abs(features.reshape(len(features), -1)).max(axis=1)
+        for number in np.flatnonzero(~(largest <= np.finfo(dtype).max)):
+            unfit[output.rows[number]] = (
+                f"the largest feature is {largest[number]:g}, and float16 ends at 65,504: store them as float32"
+                if np.isfinite(largest[number])
+                else f"the network gives {largest[number]:g} among its features"
+            )
+    return unfit
+
+
 def _rows(images: Sequence[LoadedImage]) -> list[int]:
     return [image.row for image in images]
+
+
+def _among(images: Sequence[LoadedImage], rows: Collection[int]) -> list[LoadedImage]:
+    return [image for image in images if image.row in rows]
 
 
 def make_records(images: Sequence[LoadedImage]) -> np.ndarray:

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 import deepfeat
 from deepfeat import computation
 from deepfeat.backbones import registry
+from deepfeat.backbones.network import PREPROCESSINGS, untrained
 from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
 from deepfeat.extraction import plan_rows
 from deepfeat.images import FileStamp
@@ -227,6 +230,63 @@ def test_layers_are_blocks_of_one_pass(folder, cache, computed):
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+def test_blocks_that_have_a_row_keep_it_when_another_view_or_layer_lacks_it(folder, cache, computed):
+    """Three files are gone, and one is new, when a view and a layer are added."""
+    one, both = (deepfeat.Backbone(**TINY, layer=layer) for layer in (["first"], ["first", "second"]))
+    store = extract(folder, cache, one)
+    before, records = store.features("Tiny:first"), store.records("Tiny:first")
+    for number in range(3):
+        (folder / "ab"[number % 2] / f"{number:02d}.png").unlink()
+    save_picture(folder / "b" / "new.png", 99)
+    table = pd.concat([store.table, deepfeat.read_folder(folder).query("image_id == 'b/new.png'")])
+    computed.clear()
+    with pytest.warns(DataWarning, match="file not found"):
+        store = extract(table, cache, both, views=["original", "hflip"])
+    assert computed == [2 * 8]  # one of them for its sake, the rest for the new blocks
+    np.testing.assert_array_equal(store.features("Tiny:first", table["image_id"][:10].tolist()), before)
+    np.testing.assert_array_equal(store.records("Tiny:first")[:10], records)
+    states = store.blocks.set_index("name")[["done", "failed"]]
+    assert states.loc["Tiny:first"].tolist() == [11, 0]
+    assert all(states.loc[name].tolist() == [8, 3] for name in states.index[1:])
+    kept = [image for image in table["image_id"] if (folder / image).exists()]
+    np.testing.assert_allclose(
+        store.features("Tiny:second", kept), expected_features(folder, kept), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_view_that_is_added_is_computed_alone(folder, cache, computed):
+    extract(folder, cache, views="original")
+    store = extract(folder, cache, views=["original", "hflip"])
+    assert computed == [10, 10]
+    assert store.blocks["name"].tolist() == ["Tiny", "Tiny@hflip"]
+    alone = extract(folder, cache.with_name("alone.h5"), views="hflip").features("Tiny@hflip")
+    np.testing.assert_array_equal(store.features("Tiny@hflip"), alone)
+
+
+def test_features_that_are_no_numbers_in_the_stored_type_are_failures(folder, cache):
+    """A sum over many pixels that float16 does not reach, but for one black picture; and a division by zero."""
+
+    def build(shape):
+        inputs = keras.Input(shape)
+        x = keras.layers.Conv2D(2, 16, name="sum")(keras.layers.Rescaling(1e4)(inputs))
+        return keras.Model(inputs, keras.layers.Lambda(lambda x: x / x, name="ratio")(x))
+
+    backbone = deepfeat.Backbone(
+        "Sum", weights=None, network=untrained("Sum", build, 16, PREPROCESSINGS["none"]), layer=["sum"]
+    )
+    Image.new("RGB", (16, 16)).save(folder / "a" / "black.png")
+    assert extract(folder, cache, backbone).blocks["done"].tolist() == [11]
+    reason = "the largest feature is .*, and float16 ends at 65,504: store them as float32"
+    with pytest.warns(DataWarning, match=f"10 of 11 images failed .*{reason}"):
+        store = extract(folder, cache.with_name("half.h5"), backbone, dtype="float16")
+    np.testing.assert_array_equal(store.features("Sum:sum", ["a/black.png"]), np.zeros((1, 2)))
+    with pytest.warns(DataWarning, match="the network gives nan among its features"):
+        store = extract(folder, cache, replace(backbone, layer=("ratio",)))
+    assert store.failures["image_id"].tolist() == ["a/black.png"]
+    with pytest.raises(ImageError, match="black.png: the network gives nan among its features"):
+        extract(folder, cache, replace(backbone, layer=("ratio",)), on_error="raise")
 
 
 def test_feature_maps_keep_their_shape(folder, cache):
