@@ -54,7 +54,7 @@ def find_duplicates(
     UsageError
         For a threshold that is not allowed, or one that so many pairs reach that it cannot be meant.
     DataError
-        If there are no features, or some that are not finite.
+        If there are no features, some that are not finite, or blocks that saw different contents of an image.
     StoreError
         If there is no such store or block.
 

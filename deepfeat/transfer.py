@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from deepfeat.datasets import COLUMNS, check_table, read_delimited
 from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
 from deepfeat.images import read_bytes, stamp_file
 from deepfeat.store import DONE, FAILED, MISSING, RECORD, Block, FeatureStore, StoreWriter, block_key, open_features
-from deepfeat.store.layout import IMPORTED
+from deepfeat.store.layout import IMPORTED, is_imported
 
 #: Rows copied at a time.
 _COPIED_AT_ONCE = 4096
@@ -50,7 +50,7 @@ def merge_features(sources: Sequence[str | os.PathLike[str]], target: str | os.P
     StoreError
         If stores disagree on the label, group or split of an image, or on the
         content that features were computed from, or hold different features
-        for equal content; the conflicts are named and nothing is
+        for equal content, or features of another shape; the conflicts are named and nothing is
         written. Two runs of one network differ by rounding, which is no conflict
         if all values agree to 1e-4 of the largest.
     UsageError
@@ -155,6 +155,7 @@ def import_features(
     specs = {block: _imported_spec(block, values, table) for block, values in checked.items()}
     with StoreWriter(cache) as writer:
         _warn_of_strangers(table, writer.store)
+        _warn_of_namesakes(specs.values(), writer.store)
         table = _keep_paths(table, pathless, writer.store)
         rows = writer.add_images(table).tolist()
         seen = _seen_by_blocks(writer.store, without={block_key(spec) for spec in specs.values()})
@@ -298,6 +299,18 @@ def _warn_of_strangers(table: pd.DataFrame, store: FeatureStore) -> None:
         warnings.warn(msg, DataWarning, stacklevel=3)
 
 
+def _warn_of_namesakes(specs: Iterable[Mapping[str, Any]], store: FeatureStore) -> None:
+    """Say that other features were imported under the same name, which stay in the store."""
+    names, keys = {spec["backbone"] for spec in specs}, {block_key(spec) for spec in specs}
+    for block in store.structure.blocks:
+        if is_imported(block.spec) and block.spec["backbone"] in names and block.key not in keys:
+            msg = (
+                f"{store.path} has other features that were imported as {block.name!r} ({block.key[:8]}), and keeps "
+                "them: give each its own name, or name the block that is meant by its key"
+            )
+            warnings.warn(msg, DataWarning, stacklevel=3)
+
+
 def _seen_by_blocks(store: FeatureStore, without: Collection[str]) -> np.ndarray:
     """What the blocks have seen of each image's file.
 
@@ -375,9 +388,15 @@ def _refuse_conflicts(stores: Sequence[FeatureStore]) -> None:
 
 
 def _compare(first: FeatureStore, second: FeatureStore, key: str) -> None:
+    name, *shapes = first.find(key).name, first.find(key).shape, second.find(key).shape
+    if shapes[0] != shapes[1]:
+        msg = (
+            f"{first.path} and {second.path} hold {name} features of shapes {shapes[0]} and {shapes[1]} under one "
+            "description: register one of the networks under another name, and extract again"
+        )
+        raise StoreError(msg)
     others = set(_done_ids(second, key))
     shared = [image_id for image_id in _done_ids(first, key) if image_id in others]
-    name = first.find(key).name
     a, b = (store.records(key)[store.positions(shared)] for store in (first, second))
     changed = [shared[i] for i in np.flatnonzero((a["digest"] != b["digest"]).any(axis=1))]
     if changed:

@@ -125,6 +125,14 @@ def test_images_that_are_all_the_same_to_the_network_are_no_pairs(tmp_path, buil
     assert "similarity" in deepfeat.find_duplicates(store)
 
 
+def test_blocks_that_saw_different_contents_are_refused(tmp_path, build_store, make_spec, make_table, features):
+    path = tmp_path / "s.h5"
+    build_store(path, make_table(N), [(make_spec("NetA"), features)])
+    store = build_store(path, make_table(N), [(make_spec("NetB"), features)], [*range(N)])
+    with pytest.raises(DataError, match=r"NetA and NetB saw different contents of 60 image\(s\)"):
+        deepfeat.find_duplicates(store)
+
+
 def test_features_that_are_not_finite_are_refused(tmp_path, build_store, make_spec, make_table, features):
     features[7, 2] = np.nan
     store = build_store(tmp_path / "s.h5", make_table(N), [(make_spec(), features)])

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,6 +130,80 @@ def test_complete_journal_is_read_through_before_it_is_carried_out(path, whole):
         pass
     assert path.read_bytes() == after
     assert not journal_path(path).exists()
+
+
+@pytest.fixture
+def change(path):
+    """A file before and after a structural change."""
+    with StoreWriter(path) as writer:
+        writer.add_images(faults.table(24))
+        block = writer.add_block(faults.SPECS[1], (33,), {})
+        writer.write(block, range(4), faults.features(1, range(4)), faults.records(range(4)))
+    before = path.read_bytes()
+    with StoreWriter(path) as writer:
+        writer.add_images(faults.table(40).assign(label="new"))
+    return before, path.read_bytes()
+
+
+def test_journal_that_was_partly_carried_out_is_carried_out(path, change):
+    before, after = change
+    for cut in [*range(0, len(after), len(after) // 20), len(after)]:
+        make_journal(path, before, after)
+        path.write_bytes(after[:cut] + before[cut:])
+        with StoreWriter(path):
+            pass
+        assert path.read_bytes() == after
+
+
+def test_journal_of_another_file_is_refused(path, change):
+    """Somebody puts a backup in the place of a file whose last change is not carried out."""
+    before, after = change
+    for backup in (before[:4096].replace(b"OHDR", b"ohdr") + before[4096:], writing_alone(path.with_name("backup.h5"))):
+        make_journal(path, before, after)
+        path.write_bytes(backup)
+        for opens in (deepfeat.open_features, lambda path: StoreWriter(path).__enter__()):
+            with pytest.raises(
+                StoreError, match=r"features\.h5\.journal is a change of another file than .*: remove it if"
+            ):
+                opens(path)
+        assert path.read_bytes() == backup
+    journal_path(path).unlink()
+    assert deepfeat.open_features(path).n_images == 3
+
+
+def writing_alone(path):
+    with StoreWriter(path) as writer:
+        writer.add_images(faults.table(3))
+    return path.read_bytes()
+
+
+def test_journal_of_a_store_that_was_deleted_is_not_carried_out_in_a_new_one(path, change):
+    make_journal(path, *change)
+    path.unlink()
+    with StoreWriter(path) as writer:
+        assert writer.store.n_images == 0
+    assert not journal_path(path).exists()
+
+
+def test_journal_of_an_earlier_version_is_carried_out(path, change, monkeypatch):
+    """It does not say what the pages were before."""
+    from deepfeat.store import journal
+
+    monkeypatch.setattr(journal.Overlay, "before", lambda overlay: [])
+    make_journal(path, *change)
+    with StoreWriter(path):
+        pass
+    assert path.read_bytes() == change[1]
+
+
+def test_journal_that_a_writer_carried_out_while_it_was_read_is_as_none(path, change, monkeypatch):
+    from deepfeat.store import journal
+
+    make_journal(path, *change)
+    seen = [journal._read_journal(path), None, None]
+    path.write_bytes(writing_alone(path.with_name("other.h5")))
+    monkeypatch.setattr(journal, "_read_journal", lambda path: seen.pop(0))
+    assert deepfeat.open_features(path).n_images == 3
 
 
 def make_journal(path, before, after):
@@ -418,19 +493,34 @@ def write_owner(path, **changes):
 
 
 def test_lock_of_a_process_id_that_is_used_again_is_free(path):
-    import socket
-
-    write_owner(path, host=socket.gethostname(), pid=os.getpid(), started="another boot 7")
+    with Lock(path):
+        owner = asdict(read_owner(lock_path(path)))
+    write_owner(path, **owner | {"started": "another boot 7"})
     with Lock(path) as held:
         assert held.inherited
+
+
+@pytest.mark.parametrize("namespace", [{"namespace": "pid:[1]"}, {}], ids=["another", "of an earlier version"])
+def test_lock_of_another_container_counts_while_it_gives_signs_of_life(path, namespace):
+    """Its process ids are not those of this one, though both are on one host."""
+    write_owner(path, host=socket.gethostname(), pid=2**22 + 1, **namespace)
+    with pytest.raises(LockedError, match="being written by process"), Lock(path):
+        pass
+    silence(path)
+    with Lock(path) as held:
+        assert held.inherited
+
+
+def silence(path):
+    silent = time.time() - lock.SILENCE - 10
+    os.utime(lock_path(path), (silent, silent))
 
 
 def test_lock_of_another_machine_counts_while_it_gives_signs_of_life(path):
     write_owner(path)
     with pytest.raises(LockedError, match="process 1 on elsewhere since 2026-01-01"), Lock(path):
         pass
-    silent = time.time() - lock.SILENCE - 10
-    os.utime(lock_path(path), (silent, silent))
+    silence(path)
     with Lock(path) as held:
         assert held.inherited
 
@@ -445,10 +535,22 @@ def test_lock_gives_signs_of_life(path, monkeypatch):
         assert lock_path(path).stat().st_mtime > 100
 
 
-def test_lock_that_nobody_can_read_is_removed(path):
-    lock_path(path).write_bytes(b"\xff\xfe")
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
+def test_lock_that_nobody_can_read_counts_until_it_was_silent_for_long(path, content):
+    """Without hard links, a lock is there before it says whose it is."""
+    lock_path(path).write_bytes(content)
+    with pytest.raises(LockedError, match="being written by a process that it does not name"), Lock(path):
+        pass
+    silence(path)
     with Lock(path) as held:
         assert held.inherited
+
+
+def test_lock_that_was_just_made_is_not_taken_for_the_one_that_was_silent(path):
+    """Another process removed that one first, and has not yet said whose the new one is."""
+    lock_path(path).touch()
+    Lock(path)._remove(None)
+    assert lock_path(path).exists()
 
 
 def test_lock_without_hard_links(path, monkeypatch):

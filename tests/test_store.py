@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import operator
 import os
+import pickle
 
 import h5py
 import numpy as np
@@ -14,8 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deepfeat
-from deepfeat.errors import StoreError
-from deepfeat.store import DONE, FAILED, MISSING, RECORD, FeatureStore, StoreWriter, block_key, canonical_json, layout
+from deepfeat.errors import DataError, LockedError, StoreError, UsageError
+from deepfeat.store import (
+    DONE,
+    FAILED,
+    MISSING,
+    RECORD,
+    FeatureStore,
+    StoreWriter,
+    block_key,
+    canonical_json,
+    layout,
+    reading,
+)
 from deepfeat.store.journal import changing, viewing
 from deepfeat.store.layout import row_checksums
 
@@ -482,6 +495,19 @@ def test_add_block_again_changes_nothing(mixed_store, path, make_spec):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("n_images", [5, 7])
+def test_add_block_of_another_shape_is_refused_and_changes_nothing(mixed_store, path, make_spec, make_table, n_images):
+    """A registered network was changed and kept its name."""
+    with StoreWriter(path) as writer:
+        writer.add_images(make_table(n_images))
+        before = path.read_bytes()
+        with pytest.raises(
+            UsageError, match=r"NetA gives each image features of shape \(4,\), and the block .* has \(3,\): register"
+        ):
+            writer.add_block(make_spec("NetA"), (4,), {})
+    assert path.read_bytes() == before
+
+
 def test_open_store_is_a_snapshot(mixed_store, path, make_table):
     unread = deepfeat.open_features(path)
     with StoreWriter(path) as writer:
@@ -490,6 +516,99 @@ def test_open_store_is_a_snapshot(mixed_store, path, make_table):
         assert store.table["image_id"].tolist() == [f"img{i:03d}" for i in range(5)]
         assert store.ready("NetB").tolist() == store.table["image_id"].tolist()
         assert store.features("NetB").shape == (5, 2)
+
+
+def test_store_made_anew_under_an_open_reader_is_refused(path, build_store, make_spec, make_table):
+    """Its blocks have the same keys and places, but other images."""
+    features = np.ones((5, 3), np.float32)
+    store = build_store(path, make_table(5), [(make_spec(), features)])
+    assert store.table["image_id"][0] == "img000"
+    path.unlink()
+    np.testing.assert_array_equal(store.features("NetA"), features)
+    build_store(path, make_table(5, start=5), [(make_spec(), 2 * features)])
+    for read in (store.records, store.features, store.to_frame):
+        with pytest.raises(StoreError, match=r"features\.h5 was made anew, or replaced, since .*: open it again"):
+            read("NetA")
+
+
+def test_table_of_a_store_that_was_replaced_is_refused(mixed_store, path, tmp_path, make_table, build_store):
+    store = deepfeat.open_features(path)
+    os.replace(build_store(tmp_path / "other.h5", make_table(2), []).path, path)
+    with pytest.raises(StoreError, match="open it again"):
+        _ = store.table
+
+
+def test_store_in_another_process_opens_the_file_anew(mixed_store):
+    copied = pickle.loads(pickle.dumps(mixed_store))
+    assert copied.table.equals(mixed_store.table)
+    np.testing.assert_array_equal(copied.features("NetB"), mixed_store.features("NetB"))
+
+
+# Links
+
+
+def test_writers_through_a_link_and_without_it_exclude_each_other(mixed_store, path, tmp_path, make_table):
+    link = tmp_path / "elsewhere" / "link.h5"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    for first, second in ((path, link), (link, path)):
+        with StoreWriter(first), pytest.raises(LockedError, match=r"features\.h5 is being written"):
+            start_writing(second)
+    with StoreWriter(link) as writer:
+        writer.add_images(make_table(2, start=5))
+    assert link.is_symlink()
+    assert deepfeat.open_features(link).n_images == deepfeat.open_features(path).n_images == 7
+
+
+def test_link_to_a_store_that_is_not_there_yet_leads_to_it(path, tmp_path):
+    link = tmp_path / "link.h5"
+    link.symlink_to(path)
+    start_writing(link)
+    assert link.is_symlink()
+    assert not path.is_symlink()
+    assert deepfeat.open_features(path).n_images == 0
+
+
+# Blocks that saw different contents
+
+
+@pytest.fixture
+def torn_store(path, make_spec, make_table, make_records, random_features):
+    """Three images, of which the second was another one when NetB saw it."""
+    with StoreWriter(path) as writer:
+        writer.add_images(make_table(3))
+        for name, contents in (("NetA", "abc"), ("NetB", "aBc")):
+            writer.write(
+                writer.add_block(make_spec(name), (2,), {}), range(3), random_features(3, 2), make_records(contents)
+            )
+    return deepfeat.open_features(path)
+
+
+@pytest.mark.parametrize("export", ["to_frame", "to_parquet", "to_npz"])
+def test_blocks_that_saw_different_contents_are_not_exported_together(torn_store, tmp_path, export):
+    to = [] if export == "to_frame" else [tmp_path / "out"]
+    with pytest.raises(DataError, match=r"NetA and NetB saw different contents of 1 image\(s\) \(first: 'img001'\)"):
+        getattr(torn_store, export)(*to)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_which_blocks_saw_the_same_contents_are_joined(torn_store, make_records):
+    assert torn_store.to_frame(rows=["img002", "img000"]).index.tolist() == ["img002", "img000"]
+    contents = torn_store.contents(["NetA", "NetB"], ["img002", "img000"])
+    assert contents.tolist() == [record.tobytes() for record in make_records("ca")["digest"]]
+    assert len(torn_store.to_frame("NetB")) == 3
+
+
+def test_contents_are_those_of_images_that_all_blocks_have(mixed_store, make_records):
+    contents = mixed_store.contents(["NetA"]).tolist()
+    first, second = (record.tobytes() for record in make_records("ab")["digest"])
+    assert contents == [first, None, None, second, None]
+
+
+def test_block_named_twice_is_refused(mixed_store, make_spec):
+    key = block_key(make_spec("NetB"))
+    with pytest.raises(UsageError, match=r"blocks is \['NetB', '.*'\], which names a block twice: name each once"):
+        mixed_store.to_frame(["NetB", key])
 
 
 # The table's update
@@ -622,6 +741,15 @@ def test_file_that_is_no_store_is_refused(
     message = str(caught.value)
     assert sentence.format(path=path, key=block_key(make_spec())) in message
     assert "\n" not in message
+
+
+def test_store_that_may_not_be_read(mixed_store, path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    with pytest.raises(StoreError, match=r"features\.h5 cannot be read: Permission denied"):
+        deepfeat.open_features(path)
 
 
 def test_folder_instead_of_a_store_is_refused(tmp_path):

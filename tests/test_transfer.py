@@ -94,6 +94,16 @@ def test_merge_names_images_of_different_content(tmp_path, build_store, make_spe
     assert not (tmp_path / "all.h5").exists()
 
 
+def test_merge_names_blocks_of_different_shapes(tmp_path, build_store, make_spec, make_table, random_features):
+    """A registered network was changed and kept its name; the images need not be the same ones."""
+    target = build_store(tmp_path / "a.h5", make_table(4), [(make_spec(), random_features(4, 3))]).path
+    source = build_store(tmp_path / "b.h5", make_table(4, start=4), [(make_spec(), random_features(4, 5))]).path
+    before = target.read_bytes()
+    with pytest.raises(StoreError, match=r"hold NetA features of shapes \(3,\) and \(5,\) under one description: regi"):
+        deepfeat.merge_features([source], target)
+    assert target.read_bytes() == before
+
+
 @pytest.mark.parametrize(("change", "refused"), [(1e-7, False), (1e-2, True)])
 def test_merge_allows_rounding_and_names_other_values(
     tmp_path, build_store, make_spec, make_table, random_features, change, refused
@@ -150,6 +160,15 @@ def test_export_to_npz_parquet_and_frame(make_part, tmp_path):
     np.testing.assert_array_equal(read.iloc[:, 3:], store.features("NetB"))
 
 
+@pytest.mark.parametrize("name", ["image_id", "label", "group", "split", "file", "allow_pickle"])
+def test_export_to_npz_of_a_block_with_a_name_of_the_archive(make_part, tmp_path, name):
+    store = make_part("a.h5", 0, 2, ("NetA", name))
+    with pytest.raises(UsageError, match=f"no room for a block that is called '{name}', .*: write .parquet or .csv"):
+        store.to_npz(tmp_path / "f.npz")
+    assert not (tmp_path / "f.npz").exists()
+    assert f"{name}_0" in store.to_frame()
+
+
 def test_export_leaves_out_images_without_features(make_part, tmp_path):
     store = deepfeat.merge_features(
         [make_part("a.h5", 0, 4).path, make_part("b.h5", 2, 6, ("NetA", "NetB")).path], tmp_path / "all.h5"
@@ -203,9 +222,22 @@ def test_imported_values_decide_the_key(tmp_path):
     again = deepfeat.import_features(features, table, tmp_path / "f.h5", name="vit")
     assert len(again.blocks) == 1
     features[7, 3] += 1
-    other = deepfeat.import_features(features, table, tmp_path / "f.h5", name="vit")
+    with pytest.warns(DataWarning, match="imported as 'vit'"):
+        other = deepfeat.import_features(features, table, tmp_path / "f.h5", name="vit")
     assert len(other.blocks) == 2
     assert other.blocks["key"].map(lambda key: block_key(other.find(key).spec)).tolist() == other.blocks["key"].tolist()
+
+
+def test_features_imported_again_under_one_name_are_not_joined_with_the_old_ones(tmp_path):
+    table, X = separable()
+    deepfeat.import_features(X, table, tmp_path / "f.h5", name="vit")
+    deepfeat.import_features(X, table, tmp_path / "f.h5", name="vit")
+    with pytest.warns(DataWarning, match="has other features that were imported as 'vit' .*, and keeps them"):
+        store = deepfeat.import_features(2 * X, table, tmp_path / "f.h5", name="vit")
+    with pytest.raises(DataError, match=r"several imported blocks 'vit' \(\w{8} and \w{8}\): name the one"):
+        deepfeat.fit_svm(store, test=None, param_grid={"C": [0.1]})
+    new = store.blocks["key"].iloc[-1]
+    assert list(deepfeat.fit_svm(store, backbones=new, test=None, param_grid={"C": [0.1]}).blocks) == ["vit"]
 
 
 @pytest.mark.parametrize("kind", ["npy", "h5"])

@@ -7,7 +7,8 @@ file. Whoever comes later finds either no complete journal and the old
 file, or a complete one, and reads or repeats what it says.
 
 The journal is: a magic line; the file's new size; the number of changed pages; for
-each page its number and its 4,096 bytes; and the SHA-256 of all before. Numbers are
+each page, in ascending order, its number and its 4,096 bytes; what those of them that the
+file had, which are the first, were before; and the SHA-256 of all that. Numbers are
 little-endian int64.
 """
 
@@ -24,6 +25,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import h5py
+import numpy as np
+
+from deepfeat.errors import StoreError
 
 PAGE = 4096
 #: Bytes from which an array is aligned to pages.
@@ -32,8 +36,9 @@ _MAGIC = b"deepfeat journal 1\n"
 
 
 def journal_path(path: Path) -> Path:
-    """Where the journal of a file is."""
-    return path.with_name(f"{path.name}.journal")
+    """Where the journal of a file is: beside the file itself, whatever links lead to it."""
+    file = Path(os.path.realpath(path))
+    return file.with_name(f"{file.name}.journal")
 
 
 class Overlay(io.RawIOBase):
@@ -54,6 +59,11 @@ class Overlay(io.RawIOBase):
     def pages(self) -> dict[int, bytearray]:
         """Changed pages by number."""
         return self._pages
+
+    def before(self) -> Iterator[bytes]:
+        """Yield the changed pages that the file has as they are there, in ascending order."""
+        size = os.fstat(self._base.fileno()).st_size
+        return (_read_page(self._base, number) for number in sorted(self._pages) if number * PAGE < size)
 
     def readable(self) -> bool:
         """Yes."""
@@ -86,7 +96,7 @@ class Overlay(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         wanted = max(0, min(len(view), self._size - self._position))
         for number, at, begin, length in self._spans(wanted):
-            source = self._pages.get(number) or self._read_page(number)
+            source = self._pages.get(number) or _read_page(self._base, number)
             view[at : at + length] = source[begin : begin + length]
         self._position += wanted
         return wanted
@@ -96,7 +106,7 @@ class Overlay(io.RawIOBase):
         view = memoryview(data).cast("B")
         for number, at, begin, length in self._spans(len(view)):
             if number not in self._pages:
-                self._pages[number] = bytearray(self._read_page(number))
+                self._pages[number] = bytearray(_read_page(self._base, number))
             self._pages[number][begin : begin + length] = view[at : at + length]
         self._position += len(view)
         self._size = max(self._size, self._position)
@@ -111,20 +121,47 @@ class Overlay(io.RawIOBase):
             yield number, at, begin, step
             at += step
 
-    def _read_page(self, number: int) -> bytes:
-        self._base.seek(number * PAGE)
-        return self._base.read(PAGE).ljust(PAGE, b"\0")
+
+@dataclass(frozen=True)
+class _Journal:
+    """A change of a file.
+
+    Attributes
+    ----------
+    pages : dict of int to bytearray
+        Changed pages by number.
+    size : int
+        Of the file with the change.
+    before : bytes
+        What the first of the pages were before; a journal of an early version does not say.
+    """
+
+    pages: dict[int, bytearray]
+    size: int
+    before: bytes
+
+    def fits(self, base: BinaryIO) -> bool:
+        """Whether a file is as it was before the change, as after it, or partly both, as a kill leaves it."""
+        for number, at in zip(sorted(self.pages), range(0, len(self.before), PAGE), strict=False):
+            end = max(0, self.size - number * PAGE)
+            pages = _read_page(base, number), self.before[at : at + PAGE], self.pages[number]
+            now, old, new = (np.frombuffer(page, np.uint8)[:end] for page in pages)
+            if not ((now == old) | (now == new)).all():
+                return False
+        return True
 
 
 @contextlib.contextmanager
 def changing(path: Path) -> Iterator[h5py.File]:
     """Change an HDF5 file; all changes take place when the block ends, none if it raises."""
-    with open(path, "rb") as base:
+    with open(path, "r+b") as base:
         overlay = Overlay(base)
         # Arrays begin on a page, so that they are mapped and copied at full speed.
         with h5py.File(overlay, "r+", libver="v110", alignment_threshold=_LARGE, alignment_interval=PAGE) as file:
             yield file
-    _write_journal(path, overlay)
+        # Rows written so far share pages with what was changed; a power failure must not tell file and journal apart.
+        sync(base)
+        _write_journal(path, overlay)
     replay(path)
 
 
@@ -155,10 +192,15 @@ def viewing(path: Path) -> Iterator[View]:
 
     HDF5's own locks stay off: many network drives lack them, and this package keeps its own. Nor is it given the path:
     what one thread has open, HDF5 gives to another as it was, though the file has changed since.
+
+    Raises
+    ------
+    StoreError
+        If the journal is of another file.
     """
-    found = _read_journal(path)
     with open(path, "rb") as base:
-        overlay = Overlay(base, *(found or ()))
+        found = _find_journal(path, base)
+        overlay = Overlay(base, found.pages, found.size) if found else Overlay(base)
         with h5py.File(overlay, "r") as file:
             yield View(file, overlay, overlay.size, pending=found is not None)
 
@@ -172,21 +214,30 @@ def replay(path: Path) -> bool:
     -------
     bool
         Whether there was a complete journal.
+
+    Raises
+    ------
+    StoreError
+        If the journal is of another file.
     """
-    found = _read_journal(path)
-    if found is not None:
-        pages, size = found
-        with open(path, "r+b") as file:
-            for number in sorted(pages):
+    with open(path, "r+b") as file:
+        found = _find_journal(path, file)
+        if found is not None:
+            for number in sorted(found.pages):
                 file.seek(number * PAGE)
-                file.write(pages[number][: size - number * PAGE])
-            file.truncate(size)
+                file.write(found.pages[number][: found.size - number * PAGE])
+            file.truncate(found.size)
             sync(file)
+    discard(path)
+    return found is not None
+
+
+def discard(path: Path) -> None:
+    """Remove the journal of a file, whatever is in it; only for whoever holds the file's lock."""
     journal_path(path).unlink(missing_ok=True)
     _draft_path(path).unlink(missing_ok=True)
-    # A journal that came back after a power failure would undo rows written since.
-    sync_folder(path.parent)
-    return found is not None
+    # A journal that came back after a power failure would undo what was written since.
+    sync_folder(journal_path(path).parent)
 
 
 def sync(file: BinaryIO) -> None:
@@ -206,7 +257,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def _draft_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.journal.draft")
+    return journal_path(path).with_suffix(".journal.draft")
+
+
+def _read_page(file: BinaryIO, number: int) -> bytes:
+    file.seek(number * PAGE)
+    return file.read(PAGE).ljust(PAGE, b"\0")
 
 
 def _write_journal(path: Path, overlay: Overlay) -> None:
@@ -215,17 +271,31 @@ def _write_journal(path: Path, overlay: Overlay) -> None:
     with open(draft, "wb") as file:
         parts = [_MAGIC, struct.pack("<qq", overlay.size, len(overlay.pages))]
         parts += [struct.pack("<q", number) + bytes(overlay.pages[number]) for number in sorted(overlay.pages)]
+        parts += overlay.before()
         for part in parts:
             digest.update(part)
             file.write(part)
         file.write(digest.digest())
         sync(file)
     os.replace(draft, journal_path(path))
-    sync_folder(path.parent)
+    sync_folder(draft.parent)
 
 
-def _read_journal(path: Path) -> tuple[dict[int, bytearray], int] | None:
-    """Pages and new size of the file; None where there is no complete journal."""
+def _find_journal(path: Path, base: BinaryIO) -> _Journal | None:
+    """Read the journal of a file; None where there is no complete one, and an error where it is of another file."""
+    while (journal := _read_journal(path)) is not None and not journal.fits(base):
+        # Where it is gone, a writer has carried it out meanwhile, and may have written rows since.
+        if _read_journal(path) == journal:
+            msg = (
+                f"{journal_path(path)} is a change of another file than {path} now is: remove it if you replaced that "
+                "file on purpose, as by a backup"
+            )
+            raise StoreError(msg)
+    return journal
+
+
+def _read_journal(path: Path) -> _Journal | None:
+    """Read a journal; None where there is no complete one."""
     try:
         data = journal_path(path).read_bytes()
     except FileNotFoundError:
@@ -235,5 +305,8 @@ def _read_journal(path: Path) -> tuple[dict[int, bytearray], int] | None:
         return None
     size, count = struct.unpack_from("<qq", data, len(_MAGIC))
     step = 8 + PAGE
-    starts = range(head, head + count * step, step)
-    return {struct.unpack_from("<q", data, at)[0]: bytearray(data[at + 8 : at + step]) for at in starts}, size
+    end = head + count * step
+    pages = {
+        struct.unpack_from("<q", data, at)[0]: bytearray(data[at + 8 : at + step]) for at in range(head, end, step)
+    }
+    return _Journal(pages, size, data[end:-32])

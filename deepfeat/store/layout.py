@@ -98,11 +98,11 @@ class Place:
     dtype: np.dtype
     shape: tuple[int, ...]
 
-    def map(self, path: Path) -> np.ndarray:
-        """Map the array into memory, read-only."""
+    def map(self, file: BinaryIO) -> np.ndarray:
+        """Map the array of an open file into memory, read-only."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
-        return cast(np.ndarray, np.memmap(path, self.dtype, "r", self.offset, self.shape))
+        return cast(np.ndarray, np.memmap(file, self.dtype, "r", self.offset, self.shape))
 
     def read(self, raw: BinaryIO | Overlay) -> np.ndarray:
         """Read the array from an open file."""

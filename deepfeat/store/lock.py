@@ -3,7 +3,8 @@
 The lock is made by exclusive creation, which works on every file system,
 network drives included. Its owner touches it every few seconds; it is free
 when its owner is known to be dead (same machine, no such process) or has not touched
-it for long (another machine). What time it is, the file system says.
+it for long (another machine or container, or an owner that cannot be read). What time it
+is, the file system says.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from pathlib import Path
 
 from deepfeat.errors import LockedError, StoreError
 
-#: Seconds between two signs of life, and seconds of silence after which an owner on another machine counts as dead.
+#: Seconds between two signs of life, and seconds of silence after which an owner that cannot be seen counts as dead.
 HEARTBEAT, SILENCE = 10.0, 120.0
 
 
 def lock_path(path: Path) -> Path:
-    """Where the lock of a store is."""
-    return path.with_name(f"{path.name}.lock")
+    """Where the lock of a store is: beside the file itself, whatever links lead to it."""
+    file = Path(os.path.realpath(path))
+    return file.with_name(f"{file.name}.lock")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Owner:
         When the lock was taken, UTC.
     token : str
         Of this very lock.
+    namespace : str
+        In which the process id counts: containers on one host have their own.
     """
 
     host: str
@@ -52,10 +56,12 @@ class Owner:
     started: str
     since: str
     token: str
+    namespace: str = ""
 
     def is_dead(self) -> bool | None:
         """Whether the process is gone; None where that cannot be seen from here."""
-        if self.host != socket.gethostname() or sys.platform == "win32":
+        here = (socket.gethostname(), _process_namespace())
+        if (self.host, self.namespace) != here or sys.platform == "win32":
             return None
         try:
             os.kill(self.pid, 0)
@@ -88,22 +94,20 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self._path = lock_path(path)
         self._store = path
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._owner = Owner(socket.gethostname(), os.getpid(), _process_start(os.getpid()), since, uuid.uuid4().hex)
+        since, token = datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex
+        started, namespace = _process_start(os.getpid()), _process_namespace()
+        self._owner = Owner(socket.gethostname(), os.getpid(), started, since, token, namespace)
         self.inherited = False
         self._stop = threading.Event()
 
     def __enter__(self) -> Lock:
         while not self._take():
             owner = read_owner(self._path)
-            if owner is not None and not self._is_abandoned(owner):
-                msg = (
-                    f"{self._store} is being written by process {owner.pid} on {owner.host} since {owner.since}: "
-                    f"wait for it; if you know that it is dead, remove {self._path}"
-                )
-                raise LockedError(msg)
-            self._remove(owner)
-            self.inherited = True
+            if _is_abandoned(self._path, owner):
+                self._remove(owner)
+                self.inherited = True
+            elif os.path.lexists(self._path):
+                raise LockedError(self._describe(owner))
         self._heart = threading.Thread(target=self._beat, name="deepfeat lock", daemon=True)
         self._heart.start()
         return self
@@ -128,9 +132,9 @@ class Lock:
         finally:
             draft.unlink(missing_ok=True)
 
-    def _is_abandoned(self, owner: Owner) -> bool:
-        dead = owner.is_dead()
-        return _age(self._path) > SILENCE if dead is None else dead
+    def _describe(self, owner: Owner | None) -> str:
+        who = f"process {owner.pid} on {owner.host} since {owner.since}" if owner else "a process that it does not name"
+        return f"{self._store} is being written by {who}: wait for it; if you know that it is dead, remove {self._path}"
 
     def _remove(self, owner: Owner | None) -> None:
         """Remove a dead owner's lock; one that somebody else took meanwhile is put back."""
@@ -139,7 +143,7 @@ class Lock:
             os.rename(self._path, aside)
         except FileNotFoundError:
             return
-        if read_owner(aside) != owner:
+        if read_owner(aside) != owner or not _is_abandoned(aside, owner):
             with contextlib.suppress(FileExistsError):
                 _create_exclusively(aside, self._path)
         aside.unlink(missing_ok=True)
@@ -158,6 +162,12 @@ def read_owner(path: Path) -> Owner | None:
         return None
 
 
+def _is_abandoned(path: Path, owner: Owner | None) -> bool:
+    """Whether a lock's owner is dead; without a word of that, whether the lock was silent for long."""
+    dead = owner.is_dead() if owner else None
+    return _age(path) > SILENCE if dead is None else dead
+
+
 def _create_exclusively(draft: Path, path: Path) -> bool:
     """Give a complete file a second name, unless that exists."""
     try:
@@ -165,7 +175,7 @@ def _create_exclusively(draft: Path, path: Path) -> bool:
     except FileExistsError:
         raise
     except OSError:
-        # File systems without hard links; the content follows the creation there.
+        # File systems without hard links; the content follows the creation there, and until then nobody can read it.
         with open(path, "x", encoding="utf-8") as file:
             file.write(draft.read_text(encoding="utf-8"))
     return True
@@ -191,3 +201,11 @@ def _process_start(pid: int) -> str:
     except OSError:  # pragma: no cover - not on Linux
         return ""
     return f"{boot} {stat.rsplit(')', 1)[1].split()[19]}"
+
+
+def _process_namespace() -> str:
+    """In which namespace this process has its id; empty where the system does not say."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # pragma: no cover - not on Linux
+        return ""

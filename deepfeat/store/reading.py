@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 from joblib import cpu_count
 
 from deepfeat.display import describe, draw_table
-from deepfeat.errors import DamageError, StoreError
+from deepfeat.errors import DamageError, DataError, StoreError, UsageError
 from deepfeat.provenance import TrainedOn
 from deepfeat.store.journal import View, viewing
 from deepfeat.store.layout import (
@@ -40,6 +41,8 @@ from deepfeat.store.lock import lock_path
 
 #: Bytes that are copied and checked at a time, so that they are still in the processor's cache.
 _READ_AT_ONCE = 2**22
+#: What `numpy.savez` takes under its name and does not store.
+_ARGUMENTS_OF_SAVEZ = ("file", "allow_pickle")
 _BYTES = np.dtype((np.void, RECORD.itemsize))
 
 
@@ -77,7 +80,8 @@ class FeatureStore:
     """A feature store opened for reading; see `deepfeat.open_features`.
 
     Every row is checked against its checksum when it is first read; the file
-    may be written by another process meanwhile.
+    may be written by another process meanwhile. Where another file takes its
+    place, nothing more is read.
 
     Attributes
     ----------
@@ -109,6 +113,9 @@ class FeatureStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        # Kept open: a file made anew may have the number of one that nobody has open.
+        self._file = _open(self.path)
+        weakref.finalize(self, self._file.close)
         self.structure, self._pending_table = load_structure(self.path)
         self.n_images = self.structure.n_images
         self._maps: dict[Place, np.ndarray] = {}
@@ -117,6 +124,9 @@ class FeatureStore:
     def __repr__(self) -> str:
         names = ", ".join(block.name for block in self.structure.blocks) or "no blocks"
         return f"<FeatureStore {str(self.path)!r}: {self.n_images} images, {names}>"
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
+        return FeatureStore, (self.path,)
 
     def _repr_html_(self) -> str:
         columns = ["name", "dim", "dtype", "done", "missing", "failed"]
@@ -127,8 +137,9 @@ class FeatureStore:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per image: image_id, path, label, group, split; read on first use."""
+        self._refuse_another_file()
         columns = self._pending_table or {
-            name: (offsets.map(self.path), utf8.map(self.path))
+            name: (offsets.map(self._file), utf8.map(self._file))
             for name, (offsets, utf8) in self.structure.columns.items()
         }
         if table_digest(columns) != self.structure.table_digest:
@@ -345,9 +356,15 @@ class FeatureStore:
 
     def _map(self, place: Place) -> np.ndarray:
         """Map an array of the file, once: what was read stays mapped."""
+        self._refuse_another_file()
         if place not in self._maps:
-            self._maps[place] = place.map(self.path)
+            self._maps[place] = place.map(self._file)
         return self._maps[place]
+
+    def _refuse_another_file(self) -> None:
+        if self.path.exists() and not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+            msg = f"{self.path} was made anew, or replaced, since it was opened: open it again"
+            raise StoreError(msg)
 
     def _check_seals(self, block: Block, records: np.ndarray) -> np.ndarray:
         """Numbers of the rows whose record is not what it was, and does not match its seal."""
@@ -393,6 +410,7 @@ class FeatureStore:
         provenance = self.find(block).provenance
         if provenance is None:
             return None
+        self._refuse_another_file()
         # A journal that is not carried out yet may hold the lists.
         with viewing(self.path) as view:
             trained_on = provenance.read(view.raw)
@@ -468,6 +486,51 @@ class FeatureStore:
             done &= self.records(block)["state"] == DONE
         return np.asarray(self.table["image_id"].to_numpy(object)[done])
 
+    def contents(self, blocks: Sequence[str], rows: Sequence[str] | None = None) -> np.ndarray:
+        """Which content of each image the named blocks saw, all of them the same.
+
+        Parameters
+        ----------
+        blocks : sequence of str
+            One or more names or keys, see `find`.
+        rows : sequence of str, optional
+            Image ids; all images of the table if None.
+
+        Returns
+        -------
+        ndarray of shape (n,), bytes or None as dtype object
+            SHA-256 of the image's file; None where not all the blocks have features of the image.
+
+        Raises
+        ------
+        StoreError
+            If there is no such block or id.
+        DataError
+            If two blocks saw different contents of an image, so that their features must not be joined.
+
+        Examples
+        --------
+        >>> import deepfeat
+        >>> store = deepfeat.open_features("skin.h5")
+        >>> contents = store.contents(["EfficientNetLite0", "colour"])
+        >>> len(contents), len(contents[0])
+        (24, 32)
+        """
+        positions = np.arange(self.n_images) if rows is None else self.positions(rows)
+        first, *others = records = [self.records(block)[positions] for block in blocks]
+        done = np.logical_and.reduce([r["state"] == DONE for r in records])
+        for block, other in zip(blocks[1:], others, strict=True):
+            differ = np.flatnonzero(done & (other["digest"] != first["digest"]).any(axis=1))
+            if len(differ):
+                msg = (
+                    f"{self.find(blocks[0]).name} and {self.find(block).name} saw different contents of "
+                    f"{len(differ)} image(s) (first: {self.table['image_id'][positions[differ[0]]]!r}): extract both "
+                    "again, or import again what was imported"
+                )
+                raise DataError(msg)
+        digests = [digest.tobytes() if known else None for digest, known in zip(first["digest"], done, strict=True)]
+        return np.array(digests, dtype=object)
+
     def features(self, block: str, rows: Sequence[str] | None = None) -> np.ndarray:
         """Features of one block.
 
@@ -541,6 +604,10 @@ class FeatureStore:
         ------
         StoreError
             If there is no such block or id, or an id without features in one of the blocks.
+        UsageError
+            If a block is named twice.
+        DataError
+            If the blocks saw different contents of an image.
 
         Examples
         --------
@@ -576,6 +643,10 @@ class FeatureStore:
         StoreError
             If there is no such block or id, an id has no features in one of the blocks, pyarrow is not installed, or
             the name of a file is not UTF-8.
+        UsageError
+            If a block is named twice.
+        DataError
+            If the blocks saw different contents of an image.
 
         Examples
         --------
@@ -614,6 +685,10 @@ class FeatureStore:
         ------
         StoreError
             If there is no such block or id, or an id has no features in one of the blocks.
+        UsageError
+            If a block is named twice, or has a name that an archive has for something else.
+        DataError
+            If the blocks saw different contents of an image.
 
         Examples
         --------
@@ -628,6 +703,7 @@ class FeatureStore:
         table = self.table.loc[self.positions(ids), list(COLUMNS[2:])]
         arrays: dict[str, Any] = {"image_id": np.array(ids, dtype=str)}
         arrays |= {name: np.array(table[name].fillna("").tolist(), dtype=str) for name in table}
+        _refuse_names(names, {*arrays, *_ARGUMENTS_OF_SAVEZ})
         arrays |= {name: self.features(key, ids) for key, name in zip(keys, names, strict=True)}
         np.savez(path, **arrays)
 
@@ -654,6 +730,10 @@ class FeatureStore:
         ------
         StoreError
             If there is no such block, or several fit.
+        UsageError
+            If a block is named twice.
+        DataError
+            If the blocks saw different contents of an image that is meant.
 
         Examples
         --------
@@ -667,7 +747,13 @@ class FeatureStore:
         common = [block.name for block in found]
         names = [n if common.count(n) == 1 else f"{n} ({b.key[:8]})" for n, b in zip(common, found, strict=True)]
         keys = [block.key for block in found]
-        return keys, names, list(self.ready(*keys)) if rows is None else list(rows)
+        if len(set(keys)) < len(keys):
+            msg = f"blocks is {blocks!r}, which names a block twice: name each once"
+            raise UsageError(msg)
+        ids = list(self.ready(*keys)) if rows is None else list(rows)
+        if len(keys) > 1:
+            self.contents(keys, ids)
+        return keys, names, ids
 
     def positions(self, rows: Sequence[str]) -> np.ndarray:
         """Row numbers of image ids in the table.
@@ -773,15 +859,23 @@ def _as_slice(numbers: np.ndarray) -> np.ndarray | slice:
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
+def _open(path: Path) -> BinaryIO:
+    if not path.is_file():
+        msg = f"there is no feature store {str(path)!r}: make one with deepfeat.extract or `deepfeat extract`"
+        raise StoreError(msg)
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise StoreError(msg) from error
+
+
 def load_structure(path: Path) -> tuple[Structure, Columns | None]:
     """Read the structure; a change that takes place meanwhile is waited for.
 
     Where a dead writer left a journal that is not carried out, the image table
     is read through it, and rows that have no space in the file yet are missing.
     """
-    if not path.is_file():
-        msg = f"there is no feature store {str(path)!r}: make one with deepfeat.extract or `deepfeat extract`"
-        raise StoreError(msg)
     for pause in (0.02, 0.1, 0.5, None):
         try:
             with viewing(path) as view:
@@ -803,6 +897,16 @@ def _without_journal(structure: Structure, view: View, path: Path) -> tuple[Stru
     )
     columns = {name: (a.read(view.raw), b.read(view.raw)) for name, (a, b) in structure.columns.items()}
     return replace(structure, blocks=blocks), columns
+
+
+def _refuse_names(names: Sequence[str], taken: Collection[str]) -> None:
+    for name in names:
+        if name in taken:
+            msg = (
+                f"an archive of NumPy has no room for a block that is called {name!r}, since it has this name for "
+                "something else: write .parquet or .csv"
+            )
+            raise UsageError(msg)
 
 
 def _describe(path: Path, problem: Exception) -> str:

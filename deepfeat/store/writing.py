@@ -18,7 +18,7 @@ import pandas as pd
 
 from deepfeat.errors import StoreError, UsageError
 from deepfeat.provenance import TrainedOn
-from deepfeat.store.journal import changing, replay, sync, sync_folder
+from deepfeat.store.journal import changing, discard, replay, sync, sync_folder
 from deepfeat.store.layout import (
     COLUMNS,
     DONE,
@@ -68,7 +68,8 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        # Once, so that everything is done to one file though the link may change.
+        self.path = Path(os.path.realpath(path) if os.path.islink(path) else path)
         self._resources = ExitStack()
 
     def __enter__(self) -> StoreWriter:
@@ -143,7 +144,8 @@ class StoreWriter:
         Raises
         ------
         UsageError
-            If a row of this shape has no numbers, or is a number and no vector; a store with it could not be read.
+            If a row of this shape has no numbers, or is a number and no vector; a store with it could not be read. If
+            the store has the block, and its rows are of another shape.
         """
         if not shape or min(shape) < 1:
             msg = (
@@ -152,7 +154,15 @@ class StoreWriter:
             )
             raise UsageError(msg)
         key = block_key(spec)
-        start = self._store.find(key).n_rows if self._store.has_block(key) else 0
+        known = self._store.find(key) if self._store.has_block(key) else None
+        if known is not None and known.shape != shape:
+            msg = (
+                f"{known.name} gives each image features of shape {shape}, and the block with the same weights and "
+                f"settings in {self.path} has {known.shape}: register the network under another name, or give it "
+                "other weights"
+            )
+            raise UsageError(msg)
+        start = known.n_rows if known is not None else 0
         if start == 0 or start < self._store.n_images:
             with changing(self.path) as file:
                 group = write_block(file, spec, shape, versions, trained_on)
@@ -208,7 +218,7 @@ class StoreWriter:
             place = run.segment.records
             states = self._states.get(place.offset)
             if states is None:
-                states = self._states[place.offset] = place.map(self.path)["state"]
+                states = self._states[place.offset] = place.map(self._file)["state"]
             for row in np.flatnonzero(states[run.at : run.at + run.n_rows]).tolist():
                 end = place.offset + (run.at + row + 1) * RECORD.itemsize
                 self._write_at(end - 1, memoryview(bytes([MISSING])))
@@ -332,6 +342,8 @@ def _create(path: Path) -> None:
     """Make an empty store beside its place and move it there whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
+        # It would be of a file that was there before.
+        discard(path)
         with h5py.File(draft, "w", libver="v110") as file:
             write_empty(file)
         with open(draft, "rb+") as written:
