@@ -16,8 +16,9 @@ from deepfeat.backbones import applications, checkpoints, network, registry
 from deepfeat.backbones.applications import APPLICATIONS
 from deepfeat.backbones.checkpoints import read_checkpoint
 from deepfeat.backbones.efficientnet_lite import VARIANTS, find_checkpoint
+from deepfeat.backbones.response_normalisation import LocalResponseNormalization
 from deepfeat.errors import BackboneError, UsageError
-from deepfeat.runtimes.keras import KerasRuntime
+from deepfeat.runtimes.keras import KerasRuntime, averaged_layer
 
 MODULES = {
     "ConvNeXt": "convnext",
@@ -303,6 +304,9 @@ def test_checkpoint_truncated_is_an_error_of_ours(tmp_path, keep):
         ({"input_size": (224,)}, "height and width"),
         ({"input_size": "224"}, "height and width"),
         ({"weights": "nowhere.h5"}, "'nowhere.h5' is not a file"),
+        ({"layer": []}, r"layer is \[\]: use None, the name of a layer, or a list of names"),
+        ({"layer": ["block_1_expand", None]}, "or a list of names"),
+        ({"layer": 3}, "layer is 3: use None"),
     ],
 )
 def test_backbone_with_a_wrong_argument(options, message):
@@ -346,6 +350,88 @@ def test_random_weights_are_decided_by_their_seed():
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
     assert deepfeat.Backbone("MobileNetV2", weights=None, seed=1).weights_digest() == "random:1"
+
+
+def test_kernels_are_drawn_in_their_order_and_vectors_stay(registered):
+    """Features of random weights are stored under the seed alone."""
+    deepfeat.register_backbone("Tiny", tiny, input_size=16, preprocess="tf")
+    model, generator = deepfeat.Backbone("Tiny", weights=None, seed=5).build(), np.random.default_rng(5)
+    for name, shape in (("first", (3, 3, 3, 4)), ("second", (3, 3, 4, 5))):
+        kernel, bias = model.get_layer(name).get_weights()
+        expected = generator.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+        np.testing.assert_array_equal(kernel, expected)
+        assert not bias.any()
+    assert [values.tolist() for values in model.get_layer("norm").get_weights()] == [[1] * 4, [0] * 4, [0] * 4, [1] * 4]
+
+
+@keras.saving.register_keras_serializable("elsewhere")
+class Projecting(keras.layers.Layer):
+    """A layer whose kernel, offset and scale are random and never trained."""
+
+    def build(self, shape):
+        options = {"initializer": "glorot_uniform", "trainable": False}
+        self.kernel = self.add_weight(shape=(shape[-1], 2), name="kernel", **options)
+        options["initializer"] = "random_normal"
+        self.offset, self.scale = (self.add_weight(shape=shape, **options) for shape in ((2,), ()))
+
+    def call(self, x):
+        return self.scale * (x @ self.kernel) + self.offset
+
+
+def frozen(input_shape):
+    model = tiny(input_shape)
+    model.trainable = False
+    return model
+
+
+def partly_frozen(input_shape):
+    model = tiny(input_shape)
+    model.get_layer("first").trainable = False
+    return model
+
+
+def projecting(input_shape):
+    inputs = keras.Input(input_shape)
+    return keras.Model(inputs, Projecting()(keras.layers.Conv2D(3, 3)(inputs)), name="projecting")
+
+
+@pytest.mark.parametrize("build", [frozen, partly_frozen, projecting])
+def test_random_weights_that_are_not_trained_are_decided_by_their_seed(registered, build):
+    deepfeat.register_backbone("Frozen", build, input_size=16, preprocess="tf")
+    models = [deepfeat.Backbone("Frozen", weights=None, seed=s).build() for s in (0, 0, 1)]
+    first, again, other = (m.get_weights() for m in models)
+    assert all(map(np.array_equal, first, again))
+    drawn = [values for values in first if values.ndim > 1 or (build is projecting and values.any())]
+    assert len(drawn) == (4 if build is projecting else 2)
+    assert not any(np.array_equal(values, with_other) for values in drawn for with_other in other)
+
+
+def test_frozen_network_has_the_random_weights_of_one_that_learns(registered):
+    deepfeat.register_backbone("Tiny", tiny, input_size=16, preprocess="tf")
+    deepfeat.register_backbone("Frozen", frozen, input_size=16, preprocess="tf")
+    learning, still = (deepfeat.Backbone(name, weights=None).build() for name in ("Tiny", "Frozen"))
+    assert all(map(np.array_equal, learning.get_weights(), still.get_weights()))
+    assert not still.trainable
+
+
+def test_fixed_filters_are_not_drawn(registered):
+    filters = np.arange(54, dtype=np.float32).reshape(3, 3, 3, 2)
+
+    def build(input_shape):
+        fixed = keras.layers.Conv2D(2, 3, use_bias=False, trainable=False)
+        model = keras.Sequential([keras.Input(input_shape), fixed])
+        fixed.set_weights([filters])
+        return model
+
+    deepfeat.register_backbone("Fixed", build, input_size=16, preprocess="tf")
+    np.testing.assert_array_equal(deepfeat.Backbone("Fixed", weights=None).build().get_weights()[0], filters)
+
+
+def test_random_weights_that_all_builds_share_are_refused(registered):
+    base = frozen((16, 16, 3))
+    deepfeat.register_backbone("Shared", lambda shape: base, input_size=16, preprocess="tf")
+    with pytest.raises(BackboneError, match=r"'tiny' has the same weights in each call .*\(first/kernel\)"):
+        deepfeat.Backbone("Shared", weights=None).build()
 
 
 def test_weights_that_do_not_fit_are_an_error_of_ours(tmp_path):
@@ -462,10 +548,10 @@ def test_imagenet_weights_that_are_damaged_are_named(monkeypatch, tmp_path):
         applications._pretrained("MobileNetV2", (224, 224, 3))
 
 
-def test_keras_file_with_a_class_of_its_own_needs_custom_objects(tmp_path):
+def test_keras_file_with_a_class_of_its_own_needs_custom_objects(tmp_path, monkeypatch):
     inputs = keras.Input((8, 8, 3))
     keras.Model(inputs, Doubling()(inputs)).save(tmp_path / "own.keras")
-    keras.saving.get_custom_objects().clear()
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "elsewhere>Doubling")
     with pytest.raises(BackboneError, match="Doubling"):
         deepfeat.load_backbone(tmp_path / "own.keras", preprocess="none")
     backbone = deepfeat.load_backbone(
@@ -473,6 +559,48 @@ def test_keras_file_with_a_class_of_its_own_needs_custom_objects(tmp_path):
     )
     (features,) = KerasRuntime(backbone, backbone.build(), 2)(pictures(2, 8))
     np.testing.assert_allclose(features, 2 * pictures(2, 8).mean(axis=(1, 2)), rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable("elsewhere")
+def twice(x):
+    return 2 * x
+
+
+OWN = {"elsewhere>Doubling": Doubling, "elsewhere>twice": twice}
+
+
+def nest(layer):
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layer(inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [
+        (lambda: tiny((8, 8, 3)), True),
+        (lambda: nest(tiny((8, 8, 3))), True),
+        (lambda: nest(keras.layers.Conv2D(2, 3, activation="relu", kernel_regularizer="l2")), True),
+        (lambda: nest(LocalResponseNormalization()), True),
+        (lambda: nest(keras.ops.relu), True),
+        (lambda: nest(Doubling()), False),
+        (lambda: nest(nest(Doubling())), False),
+        (lambda: nest(keras.layers.Pipeline([Doubling()])), False),
+        (lambda: nest(keras.layers.Conv2D(2, 3, activation=twice)), False),
+    ],
+)
+def test_keras_file_decides_its_network_without_code_of_ones_own(tmp_path, make, known):
+    """Only then may its conversion be kept: changed code would go on with the old one."""
+    with keras.saving.custom_object_scope(OWN):
+        make().save(tmp_path / "mine.keras")
+        assert deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf").network.reproducible == known
+
+
+def test_loss_of_ones_own_does_not_decide_a_network(tmp_path):
+    model = tiny((8, 8, 3))
+    with keras.saving.custom_object_scope(OWN):
+        model.compile(loss=twice)
+        model.save(tmp_path / "mine.keras")
+        assert deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf").network.reproducible
 
 
 def test_keras_file_with_an_open_size_needs_one(tmp_path):
@@ -584,6 +712,53 @@ def test_unknown_layer_names_those_that_are_near(registered):
     backbone = deepfeat.Backbone("Tiny", layer="fist")
     with pytest.raises(BackboneError, match="no layer 'fist': near are 'first'"):
         KerasRuntime(backbone, backbone.build(), 1)
+
+
+def nested():
+    inputs = keras.Input((16, 16, 3), name="images")
+    pooled = keras.layers.GlobalAveragePooling2D(name="average")(tiny((16, 16, 3))(inputs))
+    return keras.Model(inputs, keras.layers.Dense(2, name="tinted")(pooled), name="outer")
+
+
+@pytest.mark.parametrize("layer", ["tiny", "images"])
+def test_input_and_networks_inside_are_no_layers_and_not_near_any(tmp_path, layer):
+    nested().save(tmp_path / "mine.keras")
+    for name, message in (
+        (layer, f"layer '{layer}' of 'outer' is its input or a network inside it, which give no features: near are "),
+        (f"{layer}s", f"'outer' has no layer '{layer}s': near are "),
+    ):
+        backbone = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf", layer=name)
+        with pytest.raises(BackboneError, match=rf"^{message}('average', 'tinted'|'tinted')$"):
+            KerasRuntime(backbone, backbone.build(), 1)
+
+
+def test_network_of_one_network_has_no_layer_to_name(tmp_path):
+    keras.Sequential([keras.Input((16, 16, 3)), tiny((16, 16, 3))], name="outer").save(tmp_path / "mine.keras")
+    backbone = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf", layer="tiny")
+    with pytest.raises(BackboneError, match="give no features: leave out layer, for the output of the network"):
+        KerasRuntime(backbone, backbone.build(), 1)
+
+
+def test_maps_of_a_network_inside_are_out_of_reach():
+    assert averaged_layer(nested(), "average") is None
+
+
+def test_outputs_by_name_need_a_layer(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    maps = {"z": keras.layers.Conv2D(4, 3, name="four")(inputs), "a": keras.layers.Conv2D(5, 3, name="five")(inputs)}
+    keras.Model(inputs, maps, name="two").save(tmp_path / "mine.keras")
+    backbone = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf")
+    with pytest.raises(BackboneError, match="'two' has outputs 'z', 'a': name the layer that gives features"):
+        KerasRuntime(backbone, backbone.build(), 1)
+    backbone = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf", layer="four")
+    assert KerasRuntime(backbone, backbone.build(), 1).shapes == [(4,)]
+
+
+def test_first_of_several_outputs_in_a_list_is_taken(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    keras.Model(inputs, [keras.layers.Conv2D(n, 3)(inputs) for n in (4, 5)]).save(tmp_path / "mine.keras")
+    backbone = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf")
+    assert KerasRuntime(backbone, backbone.build(), 1).shapes == [(4,)]
 
 
 def test_frozen_means_that_moving_statistics_stay(registered):

@@ -32,8 +32,11 @@ POOLINGS = {
 }
 
 
-def write(file, *, last=False, side=SIDE, batch="n", channels=3, external=False):
-    """A convolution of one pixel, named "first", and a rectifier; channels last by transposing at both ends."""
+def write(file, *, last=False, side=SIDE, batch="n", channels=3, external=False, kind=None):
+    """A convolution of one pixel, named "first", and a rectifier; channels last by transposing at both ends.
+
+    External weights are in "weights.bin", or the file that is named; an input of another kind is cast.
+    """
     kernel = np.ones((4, channels), np.float32) if channels != 3 else KERNEL
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["maps"], name="first"),
@@ -49,15 +52,19 @@ def write(file, *, last=False, side=SIDE, batch="n", channels=3, external=False)
         ]
         shapes = [batch, side, side, channels], [batch, side, side, 4]
         given, made = "given", "made"
+    if kind is not None:
+        nodes = [helper.make_node("Cast", ["whole"], [given], to=onnx.TensorProto.FLOAT), *nodes]
+        given = "whole"
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info(given, onnx.TensorProto.FLOAT, shapes[0])],
+        [helper.make_tensor_value_info(given, kind or onnx.TensorProto.FLOAT, shapes[0])],
         [helper.make_tensor_value_info(made, onnx.TensorProto.FLOAT, shapes[1])],
         [numpy_helper.from_array(kernel[:, :, None, None], "kernel")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.save(model, file, save_as_external_data=external, location="weights.bin", size_threshold=0)
+    location = external if isinstance(external, str) else "weights.bin"
+    onnx.save(model, file, save_as_external_data=bool(external), location=location, size_threshold=0)
     return file
 
 
@@ -118,6 +125,45 @@ def test_key_holds_the_content_of_all_files(tmp_path):
     weights.unlink()
     with pytest.raises(BackboneError, match=r"keeps weights in weights\.bin, which is not beside it"):
         backbone.weights_digest()
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 200])
+def test_key_holds_the_weights_of_a_file_whose_name_has_any_length(tmp_path, length):
+    weights = tmp_path / ("w" * length)
+    backbone = deepfeat.load_backbone(write(tmp_path / "mine.onnx", external=weights.name), preprocess="tf")
+    before = backbone.weights_digest()
+    weights.write_bytes(bytes(len(weights.read_bytes())))
+    assert backbone.weights_digest() != before
+
+
+@pytest.mark.parametrize("kind", ["UINT8", "INT32"])
+def test_input_of_whole_numbers_takes_pixels_as_they_are(tmp_path, kind):
+    file = write(tmp_path / "mine.onnx", kind=getattr(onnx.TensorProto, kind))
+    (features,) = open_any(deepfeat.load_backbone(file, preprocess="none"))(pictures(3))
+    np.testing.assert_allclose(features, maps_of(pictures(3), "none").mean(axis=(1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "preprocess", "message"),
+    [
+        ("UINT8", "tf", "numbers of type u8, which do not hold the pixels: use preprocess='none', or export it for fl"),
+        ("INT32", "torch", "numbers of type i32, which do not hold the pixels: use preprocess='none', or export"),
+        ("INT8", "none", "numbers of type i8, which do not hold the pixels: export it for float32"),
+    ],
+)
+def test_input_of_whole_numbers_is_not_given_others(tmp_path, kind, preprocess, message):
+    file = write(tmp_path / "mine.onnx", kind=getattr(onnx.TensorProto, kind))
+    with pytest.raises(BackboneError, match=rf"^\S+mine\.onnx takes {message}"):
+        open_any(deepfeat.load_backbone(file, preprocess=preprocess))
+
+
+def test_file_that_changed_after_its_digest_was_taken_is_refused(tmp_path):
+    file = write(tmp_path / "mine.onnx")
+    backbone = deepfeat.load_backbone(file, preprocess="tf")
+    digest = backbone.weights_digest()
+    write(file, last=True)
+    with pytest.raises(BackboneError, match="the file of mine changed meanwhile"):
+        selection.open_runtime(backbone, digest, backbone.build, runtime="auto", precision="float32", batch_size="auto")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import keras
@@ -173,6 +174,37 @@ def test_conversion_that_cannot_be_kept_is_said(monkeypatch, tmp_path, caplog):
     (features,) = open_openvino(backbone(reproducible=True))(pictures(2))
     assert features.shape == (2, 8)
     assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize("runtime", ["keras", pytest.param("openvino", marks=needs_openvino)])
+def test_file_that_changed_after_its_digest_was_taken_is_refused(monkeypatch, tmp_path, runtime):
+    """Its features would be stored, and its conversion kept, as those of the file before."""
+    monkeypatch.setenv("DEEPFEAT_CACHE", str(tmp_path / "kept"))
+    file = tmp_path / "mine.keras"
+    tiny((16, 16, 3)).save(file)
+    chosen = deepfeat.load_backbone(file, preprocess="tf")
+    digest = chosen.weights_digest()
+    tiny((16, 16, 3)).save(file)
+    given = {"runtime": runtime, "precision": "float32", "batch_size": 4}
+    with pytest.raises(
+        BackboneError, match=r"^the file of mine changed meanwhile: try again when nothing writes to it$"
+    ):
+        selection.open_runtime(chosen, digest, chosen.build, **given)
+    assert not (tmp_path / "kept").exists()
+    selection.open_runtime(chosen, chosen.weights_digest(), chosen.build, **given)
+
+
+@needs_openvino
+def test_kept_conversion_does_not_outlive_the_code_of_a_layer(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEEPFEAT_CACHE", str(tmp_path / "kept"))
+    chosen = backbone(build=holding)
+    chosen.build().save(tmp_path / "mine.keras")
+    first, second = (open_openvino(deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf")) for _ in range(2))
+    before = first(pictures(2))[0]
+    np.testing.assert_allclose(second(pictures(2))[0], before, rtol=1e-4)
+    monkeypatch.setattr(Block, "call", lambda self, x: 2 * self.inner(x))
+    edited = open_openvino(deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf"))
+    np.testing.assert_allclose(edited(pictures(2))[0], 2 * before, rtol=1e-4)
 
 
 @needs_openvino
@@ -375,6 +407,89 @@ def test_keras_in_bfloat16_is_near_float32_and_not_equal():
     (exact,), (mixed,) = (KerasRuntime(chosen, model, 8, p)(pictures(8)) for p in ("float32", "bfloat16"))
     assert mixed.dtype == np.float32
     assert 0 < relative(mixed, exact) < 5e-2
+
+
+@keras.saving.register_keras_serializable("runtimes")
+class Block(keras.layers.Layer):
+    """A layer of one's own that holds another, and does not hand its type on."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = keras.layers.Conv2D(4, 3)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def holding(shape):
+    """A network that holds a network, and a layer that holds a layer."""
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, Block()(tiny(shape)(inputs)), name="holding")
+
+
+def test_bfloat16_reaches_layers_inside_networks_and_layers():
+    seen = {layer.name: layer.compute_dtype for layer in keras_runtime.as_mixed(holding((16, 16, 3)))._flatten_layers()}
+    assert {seen[name] for name in seen if name in ("first", "second") or name.startswith(("block", "conv2d"))} == {
+        "bfloat16"
+    }
+    chosen = backbone(build=holding)
+    (exact,), (mixed,) = (KerasRuntime(chosen, chosen.build(), 8, p)(pictures(8)) for p in ("float32", "bfloat16"))
+    assert 1e-4 < relative(mixed, exact) < 5e-2
+
+
+@pytest.fixture
+def keras_defaults():
+    """Put Keras' defaults back."""
+    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
+    yield
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+def set_policy():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+
+
+def set_floatx():
+    keras.config.set_floatx("bfloat16")
+    keras.config.set_dtype_policy("bfloat16")
+
+
+@pytest.mark.parametrize("change", [set_policy, set_floatx])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_networks_are_float32_whatever_keras_is_set_to(keras_defaults, tmp_path, change, as_file):
+    """Their key says float32."""
+    chosen = backbone()
+    if as_file:
+        chosen.build().save(tmp_path / "mine.keras")
+        chosen = deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf")
+    (expected,) = KerasRuntime(chosen, chosen.build(), 8)(pictures(8))
+    change()
+    before = keras.config.dtype_policy().name, keras.config.floatx()
+    model = chosen.build()
+    assert (keras.config.dtype_policy().name, keras.config.floatx()) == before
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    assert relative(KerasRuntime(chosen, model, 8)(pictures(8))[0], expected) < 1e-6
+
+
+def test_one_thread_at_a_time_sets_keras_to_float32(keras_defaults):
+    keras.config.set_floatx("bfloat16")
+    entered, left, seen = threading.Event(), threading.Event(), []
+
+    def enter():
+        with startup.single_precision():
+            entered.set()
+            left.wait(10)
+            seen.append(keras.config.floatx())
+
+    thread = threading.Thread(target=enter)
+    with startup.single_precision():
+        thread.start()
+        assert not entered.wait(0.2)
+    left.set()
+    thread.join()
+    assert seen == ["float32"]
+    assert keras.config.floatx() == "bfloat16"
 
 
 @keras.saving.register_keras_serializable()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfeat.backbones.manifest import read_manifest
+from deepfeat.backbones.manifest import read_config, read_manifest
 from deepfeat.backbones.network import (
     PREPROCESSINGS,
     Network,
@@ -19,7 +19,7 @@ from deepfeat.backbones.network import (
 from deepfeat.backbones.onnx import declared_size
 from deepfeat.backbones.registry import Backbone
 from deepfeat.errors import BackboneError, UsageError
-from deepfeat.runtimes.startup import start_keras
+from deepfeat.runtimes.startup import single_precision, start_keras
 
 if TYPE_CHECKING:
     import keras
@@ -44,7 +44,8 @@ def load_backbone(
     Parameters
     ----------
     path : path
-        A ``.keras`` or ``.onnx`` file. Its features are known by its content and the name of the file.
+        A ``.keras`` or ``.onnx`` file. Its features are known by its content and the name of the file, or by the name
+        that `finetune` gave. The code of layers of one's own is in neither: give the file another name when it changes.
     preprocess : str or Preprocessing
         What the model was trained with, see `register_backbone`; it has no
         default, since a wrong one goes unnoticed. A network of `finetune` brings its own.
@@ -53,7 +54,8 @@ def load_backbone(
         size is refused when the network is built.
     layer, pooling, resize
         As in `Backbone`. A classifier's own output is its class scores: name
-        the layer before them, in an ONNX file a node or a node's output. The output of a network of
+        the layer before them, in an ONNX file a node or a node's output. Of several outputs in a list the first is
+        taken; a Keras model with a dict of them needs a layer. The output of a network of
         `finetune` is its embedding, and its layer ``scores`` has the probabilities of the classes.
     custom_objects : mapping, optional
         Classes and functions of one's own that a Keras model names.
@@ -118,7 +120,7 @@ def load_backbone(
         pretrained=build,
         weights_file=lambda shape: file,
         offline=file.is_file,
-        reproducible=not objects,
+        reproducible=not objects and set(_packages(read_config(file))) <= {"keras", "deepfeat"},
         manifest=manifest,
     )
     return Backbone(name, layer=layer, pooling=pooling, input_size=size, resize=resize or "squash", network=network)
@@ -150,7 +152,8 @@ def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
     # The layer of a fine-tuned AlexNet that Keras does not have.
     objects = {"deepfeat>LocalResponseNormalization": LocalResponseNormalization, **custom_objects}
     try:
-        model = keras.saving.load_model(file, custom_objects=objects, compile=False, safe_mode=True)
+        with single_precision():
+            model = keras.saving.load_model(file, custom_objects=objects, compile=False, safe_mode=True)
     # Keras raises many types here; its message names the class that is missing or refused.
     except Exception as error:
         msg = f"{file} cannot be loaded: {error}"
@@ -160,6 +163,18 @@ def _load(file: Path, custom_objects: Mapping[str, Any]) -> keras.Model:
         msg = f"{file} has inputs of shape {shapes}: a backbone takes one batch of RGB images, (None, height, width, 3)"
         raise BackboneError(msg)
     return model
+
+
+def _packages(config: Any) -> Iterator[str]:
+    """Packages of the classes and functions that a part of a .keras file names."""
+    parts = config if isinstance(config, list) else []
+    if isinstance(config, dict):
+        # Keras' names for values, such as "__tensor__", are no classes; how to train is not loaded.
+        if "class_name" in config and not str(config["class_name"]).startswith("__"):
+            yield str(config.get("module")).split(".")[0]
+        parts = [part for name, part in config.items() if name != "compile_config"]
+    for part in parts:
+        yield from _packages(part)
 
 
 def _check_size(model: keras.Model, file: Path, size: tuple[int, int]) -> None:

@@ -124,10 +124,18 @@ def read_manifest(file: Path) -> Manifest | None:
 def _is_finetuned(file: Path) -> bool:
     """Whether the file says so itself, in the name of its model."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            return bool(json.loads(archive.read("config.json"))["config"]["name"] == MODEL_NAME)
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
+        return bool(read_config(file)["config"]["name"] == MODEL_NAME)
+    except (KeyError, TypeError):
         return False
+
+
+def read_config(file: Path) -> Any:
+    """Read what a .keras file says of its model; None where it cannot be read."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read("config.json"))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+        return None
 
 
 def _to_hex(digests: np.ndarray) -> list[str]:

@@ -156,18 +156,42 @@ def load_weights(model: keras.Model, file: Path) -> keras.Model:
     return model
 
 
-def randomise(model: keras.Model, seed: int) -> None:
+def randomise(model: keras.Model, build: Callable[[], keras.Model], seed: int) -> None:
     """Draw every kernel from a normal distribution with variance 2 / fan-in (He et al. 2015, eq. 10).
 
-    Vectors (biases, scales, statistics) keep their initial values. NumPy draws,
-    so that a seed means the same numbers under every Keras backend.
+    What else ``build`` draws by itself, such as frozen kernels, is drawn likewise, after the kernels that can be
+    trained. Constants (biases, scales, statistics, filters of one's own) keep their initial values. NumPy
+    draws, so that a seed means the same numbers under every Keras backend.
+
+    Raises
+    ------
+    BackboneError
+        If ``build`` gives the same weights to each network, and they may be random.
     """
     generator = np.random.default_rng(seed)
-    for weight in model.trainable_weights:
+    kernels = [weight for weight in model.trainable_weights if len(weight.shape) > 1]
+    for weight in [*kernels, *_drawn_by_build(model, kernels, build)]:
         shape = tuple(weight.shape)
-        if len(shape) > 1:
-            deviation = np.sqrt(2 / np.prod(shape[:-1] if shape[-1] > 1 else shape[:-2]))
-            weight.assign(generator.standard_normal(shape, np.float32) * np.float32(deviation))
+        deviation = np.sqrt(2 / np.prod(shape[:-2] if shape[-1:] == (1,) else shape[:-1]))
+        weight.assign(generator.standard_normal(shape, np.float32) * np.float32(deviation))
+
+
+def _drawn_by_build(model: keras.Model, kernels: Sequence[Any], build: Callable[[], keras.Model]) -> list[Any]:
+    """Weights other than these kernels that differ from one build to the next."""
+    known = {id(kernel) for kernel in kernels}
+    rest = {number: weight.numpy() for number, weight in enumerate(model.weights) if id(weight) not in known}
+    # Nearly always, so that nothing need be built twice.
+    if all((values == values.flat[:1]).all() for values in rest.values()):
+        return []
+    others = build().weights
+    shared = [model.weights[number].path for number in rest if others[number] is model.weights[number]]
+    if shared:
+        msg = (
+            f"{model.name!r} has the same weights in each call of the function that builds it ({shared[0]}), which may "
+            "be random: let the function make a new network in each call, or pass weights=<file>"
+        )
+        raise BackboneError(msg)
+    return [model.weights[number] for number, values in rest.items() if (values != others[number].numpy()).any()]
 
 
 def model_digest(model: keras.Model) -> str:

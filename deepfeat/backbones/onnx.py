@@ -14,20 +14,28 @@ import numpy as np
 from deepfeat.backbones.network import GEM_FLOOR, GEM_P, Preprocessing, Shape, file_digest
 from deepfeat.errors import BackboneError, UsageError
 
-#: In ONNX's protocol buffers: the key "location", and the length of the name of a file beside it that holds weights.
-_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])", re.DOTALL)
+#: In ONNX's protocol buffers: the key "location", and the length of the name of a file beside it that holds weights,
+#: seven bits in each byte, of which all but the last have the eighth, too.
+_LOCATION = re.compile(rb"\n\x08location\x12([\x80-\xff]?[\x01-\x7f])", re.DOTALL)
+
+#: OpenVINO's types of whole numbers that hold 0 to 255.
+_WIDE = ("u8", "i16", "u16", "i32", "u32", "i64", "u64")
 
 
 def onnx_digest(file: Path) -> str:
     """SHA-256 of a file, and of the files beside it in which it keeps weights."""
     data = file.read_bytes()
-    names = {data[m.end() : m.end() + m.group(1)[0]].decode("utf-8", "replace") for m in _LOCATION.finditer(data)}
+    names = {data[m.end() : m.end() + _length(m)].decode("utf-8", "replace") for m in _LOCATION.finditer(data)}
     missing = [name for name in sorted(names) if not (file.parent / name).is_file()]
     if missing:
         msg = f"{file} keeps weights in {', '.join(missing)}, which is not beside it"
         raise BackboneError(msg)
     digests = [file_digest(path) for path in (file, *(file.parent / name for name in sorted(names)))]
     return digests[0] if not names else f"sha256:{hashlib.sha256(' '.join(digests).encode()).hexdigest()}"
+
+
+def _length(location: re.Match[bytes]) -> int:
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(location.group(1)))
 
 
 def read_onnx(file: Path, size: tuple[int, int] | None = None) -> Any:
@@ -116,12 +124,13 @@ def feature_network(
     Raises
     ------
     BackboneError
-        If there is no such layer.
+        If there is no such layer, or the type of the input does not hold the pixels after preprocessing.
     """
     import openvino as ov
     from openvino.preprocess import ColorFormat, PrePostProcessor
 
     network = read_onnx(file, shape[:2])
+    _check_type(network, preprocessing, file)
     layout = _layout(network)
     maps = [network.outputs[0] if layer is None else _layer_output(network, layer, file) for layer in layers]
     last = [layout == "NHWC" and value in _sources(network) for value in maps]
@@ -136,6 +145,16 @@ def feature_network(
         given.preprocess().convert_color(ColorFormat.BGR)
     given.preprocess().mean(list(preprocessing.mean)).scale(list(preprocessing.std))
     return steps.build()
+
+
+def _check_type(network: Any, preprocessing: Preprocessing, file: Path) -> None:
+    """Refuse an input of whole numbers that does not hold the pixels: OpenVINO would cut them to its type."""
+    taken = network.inputs[0].element_type
+    is_wide, is_plain = taken.to_string() in _WIDE, set(preprocessing.mean) == {0} and set(preprocessing.std) == {1}
+    if not (taken.is_real() or (is_wide and is_plain)):
+        advice = "use preprocess='none', or export it" if is_wide else "export it"
+        msg = f"{file} takes numbers of type {taken.to_string()}, which do not hold the pixels: {advice} for float32"
+        raise BackboneError(msg)
 
 
 def _sources(network: Any) -> list[Any]:

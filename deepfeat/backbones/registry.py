@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from deepfeat.backbones.onnx import onnx_digest
 from deepfeat.errors import UsageError
 from deepfeat.images import PIXELS_VERSION, RESIZE_POLICIES
 from deepfeat.provenance import TrainedOn
-from deepfeat.runtimes.startup import start_keras
+from deepfeat.runtimes.startup import single_precision, start_keras
 
 if TYPE_CHECKING:
     import keras
@@ -72,7 +72,7 @@ class Backbone:
     Raises
     ------
     UsageError
-        For a name, pooling, size or resize policy that does not exist.
+        For a name, pooling, size or resize policy that does not exist, or a list of layers that names none.
 
     References
     ----------
@@ -102,7 +102,7 @@ class Backbone:
         check_choice("resize", self.resize, RESIZE_POLICIES)
         object.__setattr__(self, "input_size", parse_size(self.input_size, self.network.input_size))
         if self.layer is not None and not isinstance(self.layer, str):
-            object.__setattr__(self, "layer", tuple(self.layer))
+            object.__setattr__(self, "layer", _parse_layers(self.layer))
         if self.weights not in (None, "imagenet") and not Path(str(self.weights)).is_file():
             msg = f"weights {os.fspath(self.weights)!r} is not a file: use 'imagenet', None, or a file of weights"
             raise UsageError(msg)
@@ -154,14 +154,15 @@ class Backbone:
         (None, 32, 32, 3)
         """
         start_keras()
-        if self.weights is None:
+        with single_precision():
+            if self.weights == "imagenet":
+                return self.network.pretrained(self.input_shape)
             model = self.network.build(self.input_shape)
-            randomise(model, self.seed)
-        elif self.weights == "imagenet":
-            model = self.network.pretrained(self.input_shape)
-        else:
-            model = load_weights(self.network.build(self.input_shape), Path(str(self.weights)))
-        return model
+            if self.weights is None:
+                randomise(model, lambda: self.network.build(self.input_shape), self.seed)
+            else:
+                load_weights(model, Path(str(self.weights)))
+            return model
 
     def weights_digest(self) -> str | None:
         """Name the weights by their content, without building the network.
@@ -237,6 +238,15 @@ class Backbone:
         ]
         space = None if self.network.manifest is None else self.network.manifest.space
         return [{**spec, "space": space} if space and spec["layer"] is None else spec for spec in specs]
+
+
+def _parse_layers(layers: Any) -> tuple[str, ...]:
+    """Several names of layers."""
+    names = tuple(layers) if isinstance(layers, Iterable) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        msg = f"layer is {layers!r}: use None, the name of a layer, or a list of names"
+        raise UsageError(msg)
+    return names
 
 
 def register_backbone(

@@ -173,21 +173,28 @@ def _free_memory() -> float:
 
 
 def as_mixed(model: keras.Model, kept: Container[str] = ()) -> keras.Model:
-    """Copy a model so that its layers compute in bfloat16, those named in ``kept`` excepted."""
+    """Copy a model so that its layers compute in bfloat16, those inside networks and layers too.
+
+    Layers named in ``kept`` stay as they are.
+    """
 
     def mixed(layer: Any) -> Any:
         # Operations have no type of their own.
         changed = isinstance(layer, keras.layers.Layer) and layer.name not in kept
         return type(layer).from_config({**layer.get_config(), **({"dtype": "mixed_bfloat16"} if changed else {})})
 
-    copy = keras.models.clone_model(model, clone_function=mixed)
+    copy = keras.models.clone_model(model, clone_function=mixed, recursive=True)
+    # A layer of one's own may make others without handing its type on.
+    for layer in copy._flatten_layers():
+        if layer.name not in kept:
+            layer.dtype_policy = "mixed_bfloat16"
     copy.set_weights(model.get_weights())
     return copy
 
 
 def feature_model(backbone: Backbone, model: keras.Model) -> keras.Model:
     """Preprocessing, network and pooling as one Keras model on uint8 images."""
-    maps = [model.outputs[0] if name is None else layer_output(model, name) for name in backbone.layers]
+    maps = [layer_output(model, name) for name in backbone.layers]
     network = keras.Model(model.inputs[0], maps)
     images = keras.Input(backbone.input_shape, dtype="uint8")
     outputs = network(preprocess(images, backbone.network.preprocess), training=False)
@@ -210,25 +217,45 @@ def compile_model(features: keras.Model) -> Callable[[np.ndarray], list[Any]]:
     return lambda images: keras.tree.flatten(features.predict_on_batch(images))  # pragma: no cover
 
 
-def layer_output(model: keras.Model, name: str) -> Any:
-    """Find the output of a named layer, or say which names are near."""
-    names = [layer.name for layer in model.layers]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 3) or names[-3:]
-        msg = f"{model.name!r} has no layer {name!r}: near are {', '.join(map(repr, near))}"
+def named_layers(model: keras.Model) -> dict[str, Any]:
+    """Layers whose outputs can be features: not the input, nor a network inside, which knows its own graph's alone."""
+
+    def is_part(layer: Any) -> bool:
+        is_network = isinstance(layer, keras.Model) and hasattr(layer, "outputs")
+        return not (is_network or isinstance(layer, keras.layers.InputLayer))
+
+    return {layer.name: layer for layer in model.layers if is_part(layer)}
+
+
+def layer_output(model: keras.Model, name: str | None) -> Any:
+    """Find the output of a named layer, or say which names are near; that of the model, its first one, if None."""
+    if name is None:
+        # A Sequential has none before it is called.
+        if isinstance(getattr(model, "output", None), dict) and len(model.outputs) > 1:
+            msg = f"{model.name!r} has outputs {', '.join(map(repr, model.output))}: name the layer that gives features"
+            raise BackboneError(msg)
+        return model.outputs[0]
+    layers = named_layers(model)
+    if name not in layers:
+        is_there = any(layer.name == name for layer in model.layers)
+        problem = f"layer {name!r} of {model.name!r} is its input or a network inside it, which give no features"
+        near = difflib.get_close_matches(name, layers, 3) or list(layers)[-3:]
+        hint = f"near are {', '.join(map(repr, near))}" if near else "leave out layer, for the output of the network"
+        msg = f"{problem if is_there else f'{model.name!r} has no layer {name!r}'}: {hint}"
         raise BackboneError(msg)
-    return model.get_layer(name).output
+    return layers[name].output
 
 
 def averaged_layer(model: keras.Model, name: str | None) -> str | None:
     """Name the layer whose maps a network averages itself, to its output or to a named layer's; None if it does not."""
-    tensor = model.outputs[0] if name is None else layer_output(model, name)
+    tensor = layer_output(model, name)
     while len(tensor.shape) == 2:
         operation = tensor._keras_history.operation
         if type(operation).__name__ not in ("Cast", "Mean", "GlobalAveragePooling2D"):
             return None
         tensor = operation.input
-    return str(tensor._keras_history.operation.name) if len(tensor.shape) == 4 else None
+    name = tensor._keras_history.operation.name
+    return name if len(tensor.shape) == 4 and name in named_layers(model) else None
 
 
 def preprocess(images: Any, preprocessing: Preprocessing) -> Any:

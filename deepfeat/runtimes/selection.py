@@ -13,7 +13,7 @@ import numpy as np
 
 from deepfeat.backbones import Backbone
 from deepfeat.backbones.network import check_choice
-from deepfeat.errors import DataWarning, UsageError
+from deepfeat.errors import BackboneError, DataWarning, UsageError
 from deepfeat.runtimes import openvino
 from deepfeat.runtimes.startup import paused_collection
 
@@ -105,13 +105,20 @@ def open_runtime(
     UsageError
         With ``runtime="keras"`` for an ONNX file.
     BackboneError
-        With ``runtime="openvino"`` or an ONNX file, if OpenVINO cannot run the network.
+        With ``runtime="openvino"`` or an ONNX file, if OpenVINO cannot run the network; or if the file of the network
+        is no longer that of the digest.
 
     Warns
     -----
     DataWarning
         With ``runtime="auto"``, if OpenVINO cannot run the network and Keras does.
     """
+
+    def build_checked() -> keras.Model:
+        model = build()
+        _check_unchanged(backbone, weights_digest)
+        return model
+
     taken, kind = resolve(runtime, precision)
     if backbone.network.onnx is not None:
         if runtime == "keras":
@@ -120,18 +127,27 @@ def open_runtime(
         taken = runtime = "openvino"
     if taken == "openvino":
         try:
-            opened: Runtime = openvino.open_runtime(backbone, weights_digest, build, kind, n_threads)
+            opened: Runtime = openvino.open_runtime(backbone, weights_digest, build_checked, kind, n_threads)
         except openvino.ConversionError as error:
             if runtime == "openvino":
                 raise
             warnings.warn(f"{error}: Keras runs it instead", DataWarning, stacklevel=2)
         else:
+            if backbone.network.onnx is not None:
+                _check_unchanged(backbone, weights_digest)
             logger.info("%s: OpenVINO, %s", backbone.name, kind)
             return opened
     from deepfeat.runtimes.keras import KerasRuntime
 
     logger.info("%s: Keras, %s", backbone.name, kind)
-    return KerasRuntime(backbone, build(), batch_size, kind)
+    return KerasRuntime(backbone, build_checked(), batch_size, kind)
+
+
+def _check_unchanged(backbone: Backbone, weights_digest: str) -> None:
+    """Refuse a network whose file was replaced after its digest was taken."""
+    if weights_digest.startswith("sha256:") and backbone.weights_digest() != weights_digest:
+        msg = f"the file of {backbone.name} changed meanwhile: try again when nothing writes to it"
+        raise BackboneError(msg)
 
 
 def _keras_backend() -> str:

@@ -7,7 +7,11 @@ import gc
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+
+#: Held while Keras is set to float32; a network may be loaded while another is built.
+_PRECISION = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -49,6 +53,25 @@ def quiet_start() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+@contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """Have Keras make networks in float32, whatever it is set to: the key of features says in which they computed.
+
+    Keras' floatx is that of all threads, so that one at a time changes it.
+    """
+    from keras import config
+
+    with _PRECISION:
+        policy, floatx = config.dtype_policy(), config.floatx()
+        config.set_floatx("float32")
+        config.set_dtype_policy("float32")
+        try:
+            yield
+        finally:
+            config.set_floatx(floatx)
+            config.set_dtype_policy(policy)
 
 
 def start_keras() -> None:
