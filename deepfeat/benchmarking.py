@@ -173,8 +173,10 @@ def _open(backbone: Backbone, options: dict[str, Any]) -> tuple[int, int, Runtim
     if backbone.network.onnx is not None:
         counts = count_onnx(backbone.network.onnx, backbone.input_shape[:2])
         return *counts, open_runtime(backbone, backbone.weights_digest() or "", backbone.build, **options)
+    # Before the network is built, so that a file that changes meanwhile is noticed.
+    digest = backbone.weights_digest()
     model = build_network(backbone)
-    digest = backbone.weights_digest() or model_digest(model)
+    digest = digest or backbone.weights_digest() or model_digest(model)
     return int(model.count_params()), count_macs(model), open_runtime(backbone, digest, lambda: model, **options)
 
 

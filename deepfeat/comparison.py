@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -133,6 +133,8 @@ def _results(features: Any, candidates: Any, settings: dict[str, Any], metric: s
         if not isinstance(features, FeatureStore):
             raise UsageError("plain arrays have no blocks to compare: pass candidates={name: arguments of fit_svm}")
         candidates = _each_block(features)
+    if isinstance(settings.get("cv"), Iterator):
+        settings["cv"] = list(settings["cv"])
     asked = {str(name): {**settings, **given} for name, given in candidates.items()}
     # Before the first fit and not after the last.
     for each in asked.values():

@@ -85,8 +85,10 @@ def choose_threshold(truth: np.ndarray, values: np.ndarray, wish: Wish) -> float
     Raises
     ------
     DataError
-        If no threshold grants the wish.
+        If no threshold grants the wish, or all images are of one class.
     """
+    if truth.all() or not truth.any():
+        raise DataError("the images by which a threshold is to be chosen are of one class: use stratified folds")
     order = np.argsort(-values, kind="stable")
     ordered = values[order]
     ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)

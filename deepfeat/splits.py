@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
+from sklearn.model_selection import PredefinedSplit, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from deepfeat.errors import DataError, UsageError
 
@@ -152,12 +152,17 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
         msg = f"cv is {shown}: use a number of folds, a scikit-learn splitter object, or (train, test) index arrays"
         raise UsageError(msg)
     elif hasattr(cv, "split"):
+        _refuse_other_rows(cv, len(labels))
         _refuse_small_classes(labels, sets, 2, "cross-validation")
         try:
-            folds = list(cv.split(np.zeros(len(labels)), labels, sets))
+            with warnings.catch_warnings():
+                # They are not, below.
+                warnings.filterwarnings("ignore", "The groups parameter is ignored")
+                folds = list(cv.split(np.zeros(len(labels)), labels, sets))
         except ValueError as error:
             msg = f"cv={cv} cannot split the {len(labels)} images: {error}"
             raise DataError(msg) from error
+        folds = _index_arrays(folds, len(labels))
     else:
         _refuse_small_classes(labels, sets, 1, "cross-validation")
         folds = _index_arrays(cv, len(labels))
@@ -225,6 +230,16 @@ def _index_arrays(cv: Iterable[Any], n_images: int) -> list[Fold]:
                 )
                 raise UsageError(msg)
     return folds
+
+
+def _refuse_other_rows(cv: Any, n_images: int) -> None:
+    """Refuse a splitter that has the folds of its own rows, where others are to be split."""
+    if isinstance(cv, PredefinedSplit) and len(cv.test_fold) != n_images:
+        msg = (
+            f"cv is a PredefinedSplit of {len(cv.test_fold)} rows, and {n_images} are to be split: give it a fold for "
+            "each training image, in their order; nested folds need a number or another splitter"
+        )
+        raise UsageError(msg)
 
 
 def check_seed(seed: Any) -> None:

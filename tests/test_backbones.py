@@ -16,6 +16,8 @@ from deepfeat.backbones import applications, checkpoints, network, registry
 from deepfeat.backbones.applications import APPLICATIONS
 from deepfeat.backbones.checkpoints import read_checkpoint
 from deepfeat.backbones.efficientnet_lite import VARIANTS, find_checkpoint
+from deepfeat.backbones.manifest import MODEL_NAME
+from deepfeat.backbones.registry import as_backbones
 from deepfeat.backbones.response_normalisation import LocalResponseNormalization
 from deepfeat.errors import BackboneError, UsageError
 from deepfeat.runtimes.keras import KerasRuntime, averaged_layer
@@ -768,3 +770,22 @@ def test_frozen_means_that_moving_statistics_stay(registered):
     before = network.model_digest(model)
     KerasRuntime(backbone, model, 4)(pictures(4))
     assert network.model_digest(model) == before
+
+
+def test_fine_tuned_network_is_no_file_of_weights_for_another(tmp_path):
+    """Its features would not tell on which images it must not be tested."""
+
+    def build(shape):
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs), name=MODEL_NAME)
+
+    build((8, 8, 3)).save(tmp_path / "skin.keras")
+    with pytest.raises(UsageError, match=r"skin.keras' is a whole network of deepfeat.finetune: load it by"):
+        deepfeat.Backbone("DeepCNN", weights=tmp_path / "skin.keras")
+    with pytest.raises(UsageError, match=r"is a whole network of deepfeat.finetune"):
+        deepfeat.register_backbone("Mine", build, input_size=8, preprocess="tf", weights=tmp_path / "skin.keras")
+
+
+def test_what_is_no_backbone_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"backbones holds 3: use names, or deepfeat.Backbone"):
+        as_backbones(["DeepCNN", 3])

@@ -98,6 +98,18 @@ def test_candidates_have_arguments_of_their_own(store):
     assert table["value_b"][0] == pytest.approx(expected.metrics["value"]["balanced_accuracy"])
 
 
+def test_folds_that_are_given_once_serve_all_candidates():
+    X, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 2
+    table = deepfeat.compare(
+        (X, y),
+        {"a": {}, "b": {"loss": "hinge"}},
+        cv=iter([(np.arange(30), np.arange(30, 60)), (np.arange(30, 60), np.arange(30))]),
+        test=None,
+        param_grid={"C": [0.1]},
+    )
+    assert len(table) == 1
+
+
 def test_metric_that_is_not_defined_is_said():
     row = SimpleNamespace(a="Good", b="Fair", difference=np.nan, p=np.nan)
     sentence = comparison._sentence(row, "average_precision", False, 1)

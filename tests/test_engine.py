@@ -7,6 +7,7 @@ from functools import partial
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
@@ -137,6 +138,66 @@ def test_scores_equal_scikit_learn_to_one_image(shape, loss):
         difference = (found.cv_results[f"fold{fold}"] - expected.cv_results[f"fold{fold}"]).abs().max()
         assert difference <= 1 / test + 1e-12
     assert (found.engine, expected.engine) == ("newton", "sklearn")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(200, 600), (150, 130), (1000, 100)])
+def test_hinge_loss_is_solved_along_the_whole_grid(n, d, dtype):
+    """Rows that overlap, or can be told apart: after a hundred steps or so, where thousands do not help a bad start."""
+    rng = np.random.default_rng(n)
+    y = np.arange(n) % 2
+    X = (rng.normal(size=(n, d)) + 0.1 * y[:, None]).astype(dtype)
+    result = deepfeat.fit_svm((X, y), loss="hinge", param_grid={"C": [1e-4, 0.01, 1, 100]}, cv=2, test=None)
+    assert result.cv_results["gap"].between(-1e-12, 1e-9).all()
+    C = 0.01
+    scaled = StandardScaler().fit_transform(X).astype(np.float64)
+    expected = tight("hinge", C, "balanced").fit(scaled, y).decision_function(scaled)
+    found = engine_fit(X, y, C, "balanced", "hinge")
+    np.testing.assert_allclose(found.decision_function(X), expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
+    assert found[-1].n_iter_ < 300
+
+
+@pytest.mark.parametrize("C", [0.01, 10.0])
+@pytest.mark.parametrize(("n", "d"), [(3000, 150), (2000, 60), (400, 600)])
+def test_constant_columns_count_for_nothing(n, d, C):
+    """Constant in all rows, or but for one that is tested: whatever a new image has there, in units of its own."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, d)).astype(np.float32)
+    y = np.where(X[:, 0] + rng.normal(size=n) > 0, "a", "b")
+    X[:, 5], X[:, 7], X[1, 7] = 0.3, 0, 1000
+    folds = list(StratifiedKFold(3).split(X, y))
+    result = deepfeat.fit_svm((X, y), cv=folds, param_grid={"C": [C]}, test=None)
+    assert result.pipeline[-1].coef_[0, 5] == 0
+    (train, test), *_ = (fold for fold in folds if 1 in fold[1])
+    scaler = StandardScaler().fit(X[train])
+    expected = tight("squared_hinge", C, "balanced").fit(scaler.transform(X[train]).astype(float), y[train])
+    expected = expected.decision_function(scaler.transform(X[test]).astype(float))
+    found = result.predictions["b"].to_numpy(float)[test]
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_both_engines_widen_a_grid_alike(kernel):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 4))
+    y = np.where(X[:, 0] * X[:, 1] > 0, "a", "b")
+    fast, slow = (
+        deepfeat.fit_svm((X, y), param_grid="auto", kernel=kernel, engine=engine, cv=3, test=None)
+        for engine in ("auto", "sklearn")
+    )
+    assert fast.best_params == slow.best_params
+    pd.testing.assert_frame_equal(fast.cv_results[["C", "mean"]], slow.cv_results[["C", "mean"]])
+
+
+def test_kernel_of_constant_columns_is_scikit_learns():
+    X, y = np.ones((30, 2)), np.arange(30) % 2
+    grid = {"C": [1.0], "gamma": ["scale"]}
+    fast, slow = (
+        deepfeat.fit_svm((X, y), kernel="rbf", param_grid=grid, engine=engine, cv=3, test=None)
+        for engine in ("auto", "sklearn")
+    )
+    assert fast.pipeline[-1]._gamma == slow.pipeline[-1]._gamma == 1.0
+    np.testing.assert_array_equal(fast.cv_results["mean"], slow.cv_results["mean"])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

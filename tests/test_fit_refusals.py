@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.model_selection import LeaveOneGroupOut, ShuffleSplit
+from scipy.sparse import csr_array
+from sklearn.model_selection import LeaveOneGroupOut, PredefinedSplit, ShuffleSplit, StratifiedKFold
 
 import deepfeat
 from deepfeat.errors import DataError, UsageError
@@ -32,6 +33,39 @@ def no_search(monkeypatch):
 
 
 # Labels and features
+
+
+@pytest.mark.parametrize(("labels", "strange"), [((0.5, 1.0), "0.5"), ((b"MEL", b"NV"), "b'MEL'")])
+def test_labels_that_name_no_classes_are_refused(labels, strange, no_search):
+    with pytest.raises(DataError, match=f"a label is .*{strange}.*: use text, or whole numbers"):
+        deepfeat.fit_svm(clusters(labels=labels), param_grid=GRID)
+
+
+def test_features_that_are_no_numbers_are_refused(no_search):
+    X, y, _ = clusters()
+    with pytest.raises(UsageError, match=r"X is a sparse matrix: pass X.toarray\(\)"):
+        deepfeat.fit_svm((csr_array(X), y), param_grid=GRID)
+    with pytest.raises(UsageError, match=r"X holds something other than numbers .*: leave such columns out"):
+        deepfeat.fit_svm((pd.DataFrame(X).assign(sex="f"), y), param_grid=GRID)
+
+
+def test_labels_of_arrays_keep_their_type_when_some_are_renamed():
+    X, y, _ = clusters(labels=(0, 1, 2))
+    options = {"labels": {2: None}, "param_grid": GRID, "test": None}
+    result = deepfeat.fit_svm((X, y), positive=1, class_weight={"not 1": 1.0, 1: 2.0}, **options)
+    assert result.predictions["label"].value_counts().to_dict() == {"not 1": 20, 1: 20}
+    assert deepfeat.fit_svm((X, y), **options).pipeline.predict(X[:2]).tolist() == [0, 1]
+
+
+def test_weights_of_one_class_against_the_rest_can_be_given_back():
+    X, y, _ = clusters(labels=("MEL", "NV"))
+    weights = {"not MEL": 1.0, "MEL": 5.0}
+    result = deepfeat.fit_svm((X, y), positive="MEL", class_weight=weights, param_grid=GRID, test=None)
+    assert result.best_params["class_weight"] == weights
+    again = deepfeat.fit_svm(
+        (X, y), positive="MEL", class_weight=result.best_params["class_weight"], param_grid=GRID, test=None
+    )
+    np.testing.assert_array_equal(again.pipeline[-1].coef_, result.pipeline[-1].coef_)
 
 
 @pytest.mark.parametrize("other", [3, 2.5, None])
@@ -146,7 +180,6 @@ def test_calibration_with_one_fold_is_refused(no_search):
         deepfeat.fit_svm((X, y), cv=[(np.arange(30), np.arange(30, 60))], calibrate=True, test=None)
 
 
-@pytest.mark.filterwarnings("ignore:The groups parameter is ignored")
 def test_rows_that_no_fold_tests_have_no_prediction():
     X, y, _ = clusters()
     result = deepfeat.fit_svm(
@@ -221,7 +254,10 @@ def test_score_that_is_not_defined_is_an_error(engine):
         ({"seed": 2**32}, "seed is 4294967296: use a whole number"),
         ({"seed": 1.5, "test": 0.2}, "seed is 1.5: use a whole number"),
         ({"max_memory": "4GB"}, "max_memory is '4GB': use a number, or None"),
-        ({"n_jobs": "2"}, "n_jobs is '2': use a number, or None"),
+        ({"n_jobs": "2"}, "n_jobs is '2': use a whole number, or None"),
+        ({"n_jobs": 2.0}, "n_jobs is 2.0: use a whole number, or None"),
+        ({"scoring": ["accuracy", "f1_macro"]}, r"scoring is \['accuracy', 'f1_macro'\]: use the name of one scorer"),
+        ({"class_weight": pd.Series({"MEL": 2.0, "NV": 1.0})}, "class_weight is a Series: use 'balanced', None"),
         ({"param_grid": [1, 2]}, "param_grid is a list: use a mapping"),
         ({"positive": ["MEL"]}, r"positive is \['MEL'\], which no image has"),
         ({"positive": "MEL", "threshold": "recall>=0.9.5"}, "threshold is 'recall>=0.9.5': use 'METRIC>=SHARE'"),
@@ -249,3 +285,58 @@ def test_final_fit_of_the_passes_that_does_not_converge_is_made_by_the_engine(mo
     assert not result.cv_results["converged"].any()
     assert not any("final fit" in warning for warning in result.warnings)
     np.testing.assert_allclose(result.pipeline[-1].coef_, expected.pipeline[-1].coef_, atol=1e-4)
+
+
+# Folds that calibration or a threshold cannot do with
+
+
+def test_calibration_by_folds_that_do_not_test_every_class_is_refused():
+    X, y, _ = clusters(150)
+    y[:4] = "BKL"
+    with pytest.raises(DataError, match="fewer than two images of 'BKL', too few to calibrate: use folds that test"):
+        deepfeat.fit_svm(
+            (X, y), calibrate=True, cv=ShuffleSplit(2, test_size=0.02, random_state=0), test=None, param_grid=GRID
+        )
+
+
+def test_threshold_by_images_of_one_class_is_refused():
+    X, y, _ = clusters(60)
+    rows = np.arange(60)
+    folds = [(rows[40:], rows[:40:2]), (rows[20:], rows[1:20:2])]
+    with pytest.raises(DataError, match="a threshold is to be chosen are of one class: use stratified folds"):
+        deepfeat.fit_svm((X, y), positive="MEL", threshold="f1", cv=folds, test=None, param_grid=GRID)
+
+
+@pytest.mark.parametrize("wanted", [{"calibrate": True}, {"threshold": "f1", "positive": "MEL"}])
+def test_groups_that_several_folds_test_are_refused_for_calibration(wanted):
+    X, y, _ = clusters(80)
+    groups = np.arange(80) % 40
+    rest, half = np.arange(40, 80), np.arange(40)
+    groups[rest] += 100
+    folds = [(rest, half[::2]), (rest, half[1::2])]
+    groups[half] = half // 4
+    with pytest.raises(DataError, match=r"images of one group are tested by different folds .*: use a group splitter"):
+        deepfeat.fit_svm((X, y, groups), cv=folds, test=None, param_grid=GRID, **wanted)
+    assert deepfeat.fit_svm((X, y, groups), cv=folds, test=None, param_grid=GRID).calibrator is None
+
+
+@pytest.mark.parametrize("options", [{"test": 0.2}, {"test": None, "nested": True}])
+def test_splitter_that_knows_other_rows_is_refused(options, no_search):
+    X, y, _ = clusters()
+    message = "cv is a PredefinedSplit of 60 rows, and .* are to be split: give it a fold for each training image"
+    with pytest.raises(UsageError, match=message):
+        deepfeat.fit_svm((X, y), cv=PredefinedSplit(np.arange(60) % 5), param_grid=GRID, **options)
+
+
+def test_splitter_without_groups_is_no_reason_to_warn(recwarn):
+    X, y, _ = clusters()
+    deepfeat.fit_svm((X, y), cv=StratifiedKFold(3), test=None, param_grid=GRID)
+    assert not [w for w in recwarn if "groups parameter" in str(w.message)]
+
+
+@pytest.mark.parametrize("calibrate", [1, np.True_])
+def test_calibration_takes_what_is_true(calibrate):
+    X, y, _ = clusters()
+    options = {"param_grid": GRID, "test": np.float32(0.25)}
+    result = deepfeat.fit_svm((X, y), calibrate=calibrate, **options)
+    assert result.calibrator.method == "sigmoid"

@@ -115,6 +115,19 @@ def test_views_go_with_every_fusion(two_views, views, fusion):
     assert "of the views original, hflip" in result.summary()
 
 
+def test_augmentation_without_the_image_itself_is_refused(tmp_path):
+    X, y = views_of(n_views=2)
+    ids = [f"i{n:02d}" for n in range(len(y))]
+    table = pd.DataFrame(
+        {"image_id": ids, "path": ids, "label": y.astype(str), "group": None, "split": None}, dtype=object
+    )
+    blocks = [("net", view, X[:, :6].astype(np.float32)) for view in ("hflip", "rot90")]
+    add_views(tmp_path / "f.h5", table, blocks)
+    with pytest.raises(UsageError, match="there are only its views hflip, rot90: take 'original' along"):
+        deepfeat.fit_svm(tmp_path / "f.h5", views="augment", param_grid=C)
+    assert deepfeat.fit_svm(tmp_path / "f.h5", views="vote", param_grid=C, test=None).views == ("hflip", "rot90")
+
+
 def test_folds_hold_an_image_with_all_its_views(two_views):
     result = deepfeat.fit_svm(two_views[0], views="vote", param_grid=C, test=None)
     assert len(result.predictions) == 60

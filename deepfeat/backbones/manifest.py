@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deepfeat.backbones.network import Preprocessing, file_digest
-from deepfeat.errors import BackboneError
+from deepfeat.errors import BackboneError, UsageError
 from deepfeat.provenance import DIGEST, TrainedOn
 
 FORMAT, FORMAT_VERSION = "deepfeat fine-tuned backbone", 1
@@ -119,6 +119,21 @@ def read_manifest(file: Path) -> Manifest | None:
         msg = f"{beside} is the manifest of another file than {file.name}: put those together that were made together"
         raise BackboneError(msg)
     return manifest
+
+
+def refuse_finetuned(file: Path) -> None:
+    """Refuse a fine-tuned network as weights of another, which would not tell what they were trained on.
+
+    Raises
+    ------
+    UsageError
+    """
+    if _is_finetuned(file):
+        msg = (
+            f"weights {str(file)!r} is a whole network of deepfeat.finetune: load it by deepfeat.load_backbone, which "
+            "knows the images that it was trained on"
+        )
+        raise UsageError(msg)
 
 
 def _is_finetuned(file: Path) -> bool:

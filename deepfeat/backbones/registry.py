@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from deepfeat.backbones import alexnet, applications, deep_cnn, efficientnet_lite
+from deepfeat.backbones.manifest import refuse_finetuned
 from deepfeat.backbones.network import (
     Network,
     Preprocessing,
@@ -72,7 +73,8 @@ class Backbone:
     Raises
     ------
     UsageError
-        For a name, pooling, size or resize policy that does not exist, or a list of layers that names none.
+        For a name, pooling, size or resize policy that does not exist, a list of layers that names none, or a network
+        of `finetune` as weights of another, since `load_backbone` knows what it was trained on.
 
     References
     ----------
@@ -103,9 +105,12 @@ class Backbone:
         object.__setattr__(self, "input_size", parse_size(self.input_size, self.network.input_size))
         if self.layer is not None and not isinstance(self.layer, str):
             object.__setattr__(self, "layer", _parse_layers(self.layer))
-        if self.weights not in (None, "imagenet") and not Path(str(self.weights)).is_file():
-            msg = f"weights {os.fspath(self.weights)!r} is not a file: use 'imagenet', None, or a file of weights"
-            raise UsageError(msg)
+        if self.weights not in (None, "imagenet"):
+            file = Path(str(self.weights))
+            if not file.is_file():
+                msg = f"weights {os.fspath(self.weights)!r} is not a file: use 'imagenet', None, or a file of weights"
+                raise UsageError(msg)
+            refuse_finetuned(file)
 
     @property
     def input_shape(self) -> Shape:
@@ -278,7 +283,7 @@ def register_backbone(
     Raises
     ------
     UsageError
-        If the name is taken, or preprocess or weights do not exist.
+        If the name is taken, preprocess or weights do not exist, or the weights are a network of `finetune`.
 
     Examples
     --------
@@ -297,6 +302,8 @@ def register_backbone(
     if file is not None and not file.is_file():
         msg = f"weights {str(file)!r} is not a file"
         raise UsageError(msg)
+    if file is not None:
+        refuse_finetuned(file)
     _REGISTRY[name] = Network(
         name,
         build,
@@ -348,4 +355,8 @@ def as_backbones(backbones: str | Backbone | Sequence[str | Backbone]) -> list[B
     listed = [backbones] if isinstance(backbones, str | Backbone) else list(backbones)
     if not listed:
         raise UsageError("the list of backbones is empty")
+    for one in listed:
+        if not isinstance(one, str | Backbone):
+            msg = f"backbones holds {one!r}: use names, or deepfeat.Backbone"
+            raise UsageError(msg)
     return [Backbone(b) if isinstance(b, str) else b for b in listed]

@@ -65,6 +65,8 @@ class StoreWriter:
         If another process is writing the store.
     StoreError
         If the file is no feature store, or cannot be made.
+    UsageError
+        If it is a folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -73,6 +75,7 @@ class StoreWriter:
         self._resources = ExitStack()
 
     def __enter__(self) -> StoreWriter:
+        refuse_folder(self.path)
         if not self.path.parent.is_dir():
             msg = f"cannot create {self.path}: there is no folder {str(self.path.parent)!r}"
             raise StoreError(msg)
@@ -336,6 +339,13 @@ def verify_features(path: str | os.PathLike[str], *, repair: bool = False) -> pd
         with StoreWriter(path) as writer:
             writer.reset_damaged_rows()
     return pd.DataFrame(found, columns=["block", "key", "image_id"])
+
+
+def refuse_folder(path: Path) -> None:
+    """Refuse a folder where a feature store is to be made or extended."""
+    if path.is_dir():
+        msg = f"{str(path)!r} is a folder, and a feature store is a file: use {str(path / 'features.h5')!r}"
+        raise UsageError(msg)
 
 
 def _create(path: Path) -> None:

@@ -211,13 +211,14 @@ def fit_svm(
         calibrate=(calibrate, (False, True, *METHODS)),
     )
     _check_scoring(scoring)
-    _check_numbers(max_memory=max_memory, n_jobs=n_jobs)
+    _check_numbers(max_memory, n_jobs)
     check_ledger(ledger)
     wish = _read_threshold(threshold, positive)
     svm = make_svm(kernel, loss, classifier, seed)
     grouping, named = Grouping(ungrouped, duplicates), None if is_choice(backbones) else backbones
     samples = load_samples(features, named, labels, views=views is not None, grouping=grouping)
     _refuse_average(samples, fusion)
+    _refuse_lacking_original(samples, views)
     if positive is not None:
         samples = binarise(samples, positive)
     classes = np.unique(samples.target).tolist() if positive is None else [f"not {positive}", positive]
@@ -248,7 +249,7 @@ def fit_svm(
         refit=refit,
         max_memory=max_memory,
         n_jobs=n_jobs,
-        calibrate="sigmoid" if calibrate is True else calibrate or None,
+        calibrate=calibrate if isinstance(calibrate, str) else "sigmoid" if calibrate else None,
         threshold=wish,
         crew=None if client is None else Crew(client, samples),
     )
@@ -267,7 +268,7 @@ def fit_svm(
     evaluation = evaluate_predictions(predictions, classes, positive, evaluated_on)
     result = SVMResult(
         pipeline=learned.search.pipeline,
-        best_params=learned.search.best_params,
+        best_params=_by_name(learned.search.best_params, classes, positive),
         cv_results=learned.search.cv_results,
         metrics=evaluation.metrics,
         per_class=evaluation.per_class,
@@ -387,6 +388,9 @@ def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
 
 
 def _check_scoring(scoring: Any) -> None:
+    if not (scoring is None or isinstance(scoring, str) or callable(scoring)):
+        msg = f"scoring is {scoring!r}: use the name of one scorer of scikit-learn, or a callable"
+        raise UsageError(msg)
     known = get_scorer_names()
     if isinstance(scoring, str) and scoring not in known:
         near = difflib.get_close_matches(scoring, known, 3) or ["balanced_accuracy", "f1_macro", "matthews_corrcoef"]
@@ -394,10 +398,22 @@ def _check_scoring(scoring: Any) -> None:
         raise UsageError(msg)
 
 
-def _check_numbers(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if not (value is None or (isinstance(value, Real) and not isinstance(value, bool))):
-            msg = f"{name} is {value!r}: use a number, or None"
+def _refuse_lacking_original(samples: Samples, views: str | None) -> None:
+    if views == "augment" and samples.views[0] != "original":
+        msg = (
+            f"views='augment' scores the image itself, and there are only its views {', '.join(samples.views)}: take "
+            "'original' along, or pass views='vote' or 'average'"
+        )
+        raise UsageError(msg)
+
+
+def _check_numbers(max_memory: Any, n_jobs: Any) -> None:
+    for name, value, kind, wanted in (
+        ("max_memory", max_memory, Real, "a number"),
+        ("n_jobs", n_jobs, Integral, "a whole number"),
+    ):
+        if not (value is None or (isinstance(value, kind) and not isinstance(value, bool))):
+            msg = f"{name} is {value!r}: use {wanted}, or None"
             raise UsageError(msg)
 
 
@@ -413,8 +429,8 @@ def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray,
     everything = np.arange(len(samples.y))
     if test is None:
         return everything, everything[:0]
-    if isinstance(test, float):
-        return hold_out(samples.target, samples.sets.tolist(), test, seed)
+    if isinstance(test, float | np.floating):
+        return hold_out(samples.target, samples.sets.tolist(), float(test), seed)
     if test != "split":
         msg = f"test is {test!r}: use 'split', a share such as 0.2, or None"
         raise UsageError(msg)
@@ -451,6 +467,14 @@ def _by_target(class_weight: Any, classes: list[Any], positive: str | None) -> A
         check_class_weights([class_weight], classes)
         return {names[label]: weight for label, weight in class_weight.items()}
     return class_weight
+
+
+def _by_name(params: dict[str, Any], classes: list[Any], positive: str | None) -> dict[str, Any]:
+    """Parameters with the names of the two classes of a one-against-the-rest problem for False and True."""
+    weight = params["class_weight"]
+    if positive is None or not isinstance(weight, Mapping):
+        return params
+    return {**params, "class_weight": {classes[int(label)]: value for label, value in weight.items()}}
 
 
 def _predictions(

@@ -112,7 +112,8 @@ def solve_path(
         In the order of ``values``.
     """
     (n, k), known = signs.shape, known or Known()
-    if rows.size <= _SMALL and rows.dtype != np.float64:
+    # The hinge loss takes slopes that grow until float32 does not see what they change.
+    if rows.dtype != np.float64 and (rows.size <= _SMALL or loss == "hinge"):
         rows, moment = rows.astype(np.float64), None
     turn = _Compression(rows) if rows.shape[1] > n else _Reflection(rows, moment, known, k)
     coef = np.empty((len(values), k, turn.shared.rows.shape[1]))

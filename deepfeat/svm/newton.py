@@ -14,7 +14,8 @@ Either way the dual variable of a row is u = clip(shift + slope (1 - y w·x), 0,
 I + Σ slope x xᵀ over the active rows, those with 0 < u < cap. Whole steps are taken as long as the number of rows that
 change between active and not falls now and then, as in block pivoting (Kim and Park 2011, Fast nonnegative matrix
 factorization, SIAM J. Sci. Comput. 33, section 4). After that the way to a value of C leads over one between it and the
-value before; where that is near, steps of the best length are taken, which always converge.
+value before; where that is near, steps of the best length are taken from where the whole ones began, which always
+converge.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ _NEAR = 1.5
 
 #: Longest step along a direction, where 1 leads to the minimum of the piece.
 _LONGEST = 10.0
+
+#: At most so much do the slopes of the first round add to the Hessian's trace for each active row.
+_FIRST_SLOPE = 10.0
 
 #: A round of new multipliers that leaves more than this part of the gap doubles the slope for the next.
 _PROGRESS = 0.2
@@ -125,7 +129,8 @@ def solve(problem: Problem, C: float, before: float, state: State, systems: Syst
         return _approach(problem, C, before, state, systems, tolerance)
     cap = C * problem.costs
     multipliers = np.minimum(state.u * (C / before), cap) if before else np.zeros_like(cap)
-    slope, steps, last = cap, 0, np.inf
+    # With steep slopes the pieces are narrow, and it takes many steps to cross them from afar.
+    slope, steps, last = np.minimum(cap, _FIRST_SLOPE / mean_square(problem.rows)), 0, np.inf
     for _ in range(MAX_ROUNDS):
         steps += minimise(problem, C, Pieces(slope, multipliers, cap), state, systems, tolerance)[0]
         if state.gap <= tolerance:
@@ -141,11 +146,10 @@ def _approach(problem: Problem, C: float, before: float, state: State, systems: 
 
     They do not where the active rows become as many as there are coefficients, and one more or less moves all.
     """
-    start, cap = copy.copy(state), C * problem.costs
+    cap = C * problem.costs
     pieces, far = Pieces(2 * cap, 0 * cap, cap + np.inf), 0 < _NEAR * before < C
     steps, arrived = minimise(problem, C, pieces, state, systems, tolerance, whole=far)
     if not arrived:
-        state.w, state.f, state.u = start.w, start.f, start.u
         between = math.sqrt(before * C)
         steps += _approach(problem, between, before, state, systems, tolerance)
         steps += _approach(problem, C, between, state, systems, tolerance)
@@ -173,9 +177,9 @@ def minimise(
     -------
     steps : int
     arrived : bool
-        Whether steps did not end because whole ones do not lead on.
+        Whether steps did not end because whole ones do not lead on; the state is then as it was.
     """
-    rows, signs = problem.rows, problem.signs
+    rows, signs, start = problem.rows, problem.signs, copy.copy(state)
     patience, fewest = _PATIENCE, len(rows) + 1
     unclipped, state.gap = pieces.unclipped(signs, state.f), np.inf
     step = 0
@@ -208,10 +212,19 @@ def minimise(
             break
         if patience > 0:
             patience = _PATIENCE if changes < fewest else patience - 1
-            if whole and not patience:
-                return step, False
+            if not patience:
+                # They may have led far away.
+                state.w, state.f, state.u = start.w, start.f, start.u
+                unclipped = pieces.unclipped(signs, state.f)
+                if whole:
+                    return step, False
         fewest = min(fewest, changes)
     return step, True
+
+
+def mean_square(rows: np.ndarray) -> float:
+    """Mean of the rows' squared norms."""
+    return float(np.vdot(rows, rows)) / len(rows)
 
 
 def search_line(pieces: Pieces, signs: np.ndarray, state: State, direction: np.ndarray, product: np.ndarray) -> float:

@@ -26,6 +26,9 @@ from deepfeat.svm.threads import in_threads
 
 Candidate = Mapping[str, Any]
 
+#: A column with no larger values is a constant one that was centred.
+_NOTHING = 1e-12
+
 
 class FittedPath(Protocol):
     """An estimator fitted for all candidates.
@@ -195,6 +198,8 @@ class _LinearPath:
             path = solve_path(rows, signs, costs, values, svm.loss, moment=moment, known=known, n_jobs=use.n_jobs)
             self._coef[some], self.gaps[some] = path.coef, path.gap.max(axis=1)
             self._steps[some] = path.steps.max(axis=1)
+        # Rounding gives it a coefficient all the same, and a new image may have anything in it.
+        self._coef[..., :-1][..., np.maximum(X.max(axis=0), -X.min(axis=0)) <= _NOTHING] = 0
         self.converged = self.gaps <= CONVERGED
 
     def _weights(self, class_weight: Any, y: np.ndarray) -> np.ndarray:
@@ -239,7 +244,10 @@ class _KernelPath:
         if self._svm.kernel == "linear":
             return None
         gamma: float | str = candidate["gamma"]
-        return 1 / (self._X.shape[1] * self._X.var()) if gamma == "scale" else float(gamma)
+        if gamma != "scale":
+            return float(gamma)
+        variance = self._X.var()
+        return 1 / (self._X.shape[1] * variance) if variance else 1.0
 
     def _kernel(self, blocks: Sequence[Block], gamma: float | None) -> np.ndarray:
         if gamma is None:

@@ -126,8 +126,11 @@ class Procedure:
         predicted, decision, fold = found.out_of_fold
         tested = fold >= 0
         self._check_folds(len(np.unique(fold[tested])))
+        if self.calibrate is not None or isinstance(self.threshold, Wish):
+            _refuse_sets_of_several_folds(samples.sets[rows][tested], fold[tested])
         chances = calibrator = None
         if self.calibrate is not None:
+            _refuse_untested_classes(y, tested)
             calibrator = fit_calibrator(decision[tested], y[tested], self.calibrate)
             chances = np.full(decision.shape, np.nan)
             chances[tested] = cross_calibrate(decision[tested], y[tested], fold[tested], self.calibrate)
@@ -142,13 +145,13 @@ class Procedure:
         widths = list(samples.blocks.values())
         grid = make_grid(self.kernel, self.param_grid, self.class_weight, sum(widths))
         pipeline = make_pipeline(self.svm, self.fusion, widths, len(samples.views), self.views)
+        extend = isinstance(self.param_grid, str)
         if self.engine == "sklearn":
             with contextlib.nullcontext() if self.crew is None else parallel_config("dask", client=self.crew.client):
-                return grid_search(pipeline, grid, samples.X[rows], y, folds, self.scoring, self.n_jobs)
+                return grid_search(pipeline, grid, samples.X[rows], y, folds, self.scoring, self.n_jobs, extend=extend)
         streamed, threads = self._plan(pipeline, samples, grid, len(rows), len(folds))
         elsewhere = None if self.crew is None else partial(self.crew.score, list(samples.blocks), rows)
         use = Resources(take_products(self.max_memory), widths, *threads, elsewhere)
-        extend = isinstance(self.param_grid, str)
         if streamed:
             return shared_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)
         X = samples.X[rows]
@@ -164,7 +167,9 @@ class Procedure:
     ) -> tuple[bool, Threads]:
         """Whether rows are read in blocks, for lack of memory, and the threads."""
         stacked = len(samples.views) if self.views in ("augment", "vote") else 1
-        size = Size(n_rows * stacked, samples.X.shape[1] // len(samples.views), samples.X.dtype.itemsize)
+        # The engine solves for the hinge loss in float64.
+        itemsize = 8 if getattr(self.svm, "loss", None) == "hinge" else samples.X.dtype.itemsize
+        size = Size(n_rows * stacked, samples.X.shape[1] // len(samples.views), itemsize)
         n_classes = len(np.unique(samples.target))
         n_parts = 1 if n_classes == 2 else n_classes
         needs, instead = size.linear(), {}
@@ -191,3 +196,25 @@ class Procedure:
             threshold = self._choose(y[~inside], values[~inside])
             predicted[inside] = values[inside] >= threshold
         return predicted
+
+
+def _refuse_untested_classes(y: np.ndarray, tested: np.ndarray) -> None:
+    for label in np.unique(y):
+        if (y[tested] == label).sum() < 2:
+            msg = (
+                f"the folds test fewer than two images of {str(label)!r}, too few to calibrate: use folds that test "
+                "every image"
+            )
+            raise DataError(msg)
+
+
+def _refuse_sets_of_several_folds(sets: np.ndarray, fold: np.ndarray) -> None:
+    """Refuse folds of which one would be calibrated, or given a threshold, by images of groups that it tests itself."""
+    pairs = np.unique(np.column_stack([sets, fold]), axis=0)
+    n_shared = len(pairs) - len(np.unique(sets))
+    if n_shared:
+        msg = (
+            f"images of one group are tested by different folds ({n_shared} times), so that none could be calibrated, "
+            "or given a threshold, without images of its group: use a group splitter"
+        )
+        raise DataError(msg)

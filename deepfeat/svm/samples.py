@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 
 from deepfeat.datasets import relabel
 from deepfeat.errors import DataError, UsageError
 from deepfeat.fusion import one_space
 from deepfeat.splits import merge_groups
-from deepfeat.store import DONE, Block, FeatureStore, open_features
+from deepfeat.store import Block, FeatureStore, open_features
 from deepfeat.svm.sources import Source, choose_sources
 
 
@@ -176,6 +177,8 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
     if len(arrays) not in (2, 3) or backbones is not None or isinstance(labels, pd.Series):
         msg = "plain arrays are passed as (X, y) or (X, y, groups), without backbones and without a Series of labels"
         raise UsageError(msg)
+    if issparse(arrays[0]):
+        raise UsageError("X is a sparse matrix: pass X.toarray()")
     X, y = np.asarray(arrays[0]), np.asarray(arrays[1], dtype=object)
     groups = np.asarray(arrays[2] if len(arrays) == 3 and arrays[2] is not None else [None] * len(X), dtype=object)
     if X.ndim != 2 or not X.size or not y.shape == groups.shape == X.shape[:1]:
@@ -192,10 +195,18 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
     rows = table[keep]
     X = X if keep.all() else X[keep]
     if X.dtype not in (np.float32, np.float64):
-        X = X.astype(np.float32 if X.dtype == np.float16 else np.float64)
+        X = _as_numbers(X)
     _refuse_not_finite(X, rows["image_id"].to_numpy(object))
     tied = merge_groups(table["group"].tolist(), None, grouping.pairs(ids))
     return _samples(X, rows, tied[keep], {"X": X.shape[1]}, True, notes)
+
+
+def _as_numbers(X: np.ndarray) -> np.ndarray:
+    try:
+        return X.astype(np.float32 if X.dtype == np.float16 else np.float64)
+    except (TypeError, ValueError) as error:
+        msg = f"X holds something other than numbers ({error}): leave such columns out"
+        raise UsageError(msg) from error
 
 
 def _from_store(
@@ -259,29 +270,19 @@ def _samples(
     split = np.array([None if pd.isna(s) else s for s in rows["split"]], dtype=object)
     ids, y = rows["image_id"].to_numpy(object), rows["label"].to_numpy(object)
     _refuse_mixed(y)
+    _refuse_no_classes(y)
     _refuse_undecodable(y)
     return Samples(X, y, sets, ids, split, blocks, averageable, notes)
 
 
 def _done_everywhere(store: FeatureStore, keys: Sequence[str], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Which images every block has, and the digest of the content that all of them saw."""
-    records = [store.records(key) for key in keys]
-    done = np.logical_and.reduce([r["state"] == DONE for r in records])
+    digests = store.contents(keys)
+    done = np.array([digest is not None for digest in digests], bool)
     lacking = np.flatnonzero(~done)
     if len(lacking):
         first = store.table["image_id"][lacking[0]]
         notes.append(f"{len(lacking)} image(s) without features in every block left out (first: {first!r})")
-    for key, other in zip(keys[1:], records[1:], strict=True):
-        differ = np.flatnonzero(done & (other["digest"] != records[0]["digest"]).any(axis=1))
-        if len(differ):
-            msg = (
-                f"{store.find(keys[0]).name} and {store.find(key).name} saw different contents of "
-                f"{len(differ)} image(s) (first: {store.table['image_id'][differ[0]]!r}): extract both again, "
-                "or import again what was imported"
-            )
-            raise DataError(msg)
-    contents = [digest.tobytes() if known else None for digest, known in zip(records[0]["digest"], done, strict=True)]
-    digests = np.array(contents, dtype=object)
     return done, digests
 
 
@@ -299,6 +300,13 @@ def _refuse_mixed(labels: np.ndarray) -> None:
         text, other = labels[are_text][0], labels[~are_text][0]
         msg = f"labels are of several types, such as {text!r} and {other!r}: use text for all, or numbers for all"
         raise DataError(msg)
+
+
+def _refuse_no_classes(labels: np.ndarray) -> None:
+    for label in labels:
+        if isinstance(label, bytes) or (isinstance(label, float | np.floating) and not float(label).is_integer()):
+            msg = f"a label is {label!r}, which is no name of a class: use text, or whole numbers"
+            raise DataError(msg)
 
 
 def _refuse_undecodable(labels: np.ndarray) -> None:

@@ -143,10 +143,11 @@ def _as_list(values: Any) -> list[Any]:
 def check_class_weights(weights: Sequence[Any], classes: Sequence[Any]) -> None:
     """Refuse a class weight that is not "balanced", None, or positive numbers for known classes."""
     for weight in weights:
-        if weight is None or weight == "balanced":
+        if weight is None or (isinstance(weight, str) and weight == "balanced"):
             continue
         if not isinstance(weight, Mapping):
-            msg = f"class_weight is {weight!r}: use 'balanced', None, {{label: weight}}, or a list of these to search"
+            shown = repr(weight) if isinstance(weight, str | int | float) else f"a {type(weight).__name__}"
+            msg = f"class_weight is {shown}: use 'balanced', None, {{label: weight}}, or a list of these to search"
             raise UsageError(msg)
         unknown = [label for label in weight if label not in set(classes)]
         if unknown:
@@ -490,23 +491,38 @@ def grid_search(
     folds: Sequence[Fold],
     scoring: Any,
     n_jobs: int | None,
+    *,
+    extend: bool = False,
 ) -> Search:
-    """Let scikit-learn fit every candidate on every fold, and the best on all rows: the reference for the engine."""
+    """Let scikit-learn fit every candidate on every fold, and the best on all rows: the reference for the engine.
+
+    Parameters
+    ----------
+    extend : bool
+        As of `exact_search`; each time everything is fitted anew.
+    """
     prefix = svm_prefix(pipeline)
-    search = GridSearchCV(
-        pipeline,
-        {prefix + name: list(values) for name, values in grid.items()},
-        scoring=Score(check_scoring(pipeline, scoring)),
-        refit="score",
-        cv=list(folds),
-        n_jobs=n_jobs,
-        error_score="raise",
-    )
-    with warnings.catch_warnings():
-        # Convergence is reported for each cell of the result table instead.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        search.fit(X, y)
-    best = {name.removeprefix(prefix): value for name, value in search.best_params_.items()}
+    tried = [{prefix + name: list(values) for name, values in grid.items()}]
+    while True:
+        search = GridSearchCV(
+            pipeline,
+            tried,
+            scoring=Score(check_scoring(pipeline, scoring)),
+            refit="score",
+            cv=list(folds),
+            n_jobs=n_jobs,
+            error_score="raise",
+        )
+        with warnings.catch_warnings():
+            # Convergence is reported for each cell of the result table instead.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            search.fit(X, y)
+        best = {name.removeprefix(prefix): value for name, value in search.best_params_.items()}
+        wider = _widened(grid, best) if extend else None
+        if wider is None:
+            break
+        grid, fresh = wider
+        tried += [{prefix + name: [value] for name, value in candidate.items()} for candidate in fresh]
     fitted = search.best_estimator_
     table = _result_table(search.cv_results_, grid, prefix, len(folds))
     return Search(fitted, best, table, "sklearn", out_of_fold(fitted, X, y, folds, n_jobs))

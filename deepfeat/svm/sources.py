@@ -13,6 +13,7 @@ from deepfeat.errors import DataError, StoreError
 from deepfeat.fusion import one_space
 from deepfeat.provenance import SCORES
 from deepfeat.store import Block, FeatureStore, block_key
+from deepfeat.store.layout import is_imported
 
 _FOLD = re.compile(r"(.+)@fold(\d+)")
 _FOLDS = "@folds"
@@ -127,7 +128,19 @@ def _unnamed(store: FeatureStore, views: bool) -> list[Source]:
             sources.append(Source(block.name, (block,)))
         else:
             sources += [source for source in _folds(store, fold[0] + _FOLDS, views) if source not in sources]
+    _refuse_versions(store, sources)
     return sources
+
+
+def _refuse_versions(store: FeatureStore, sources: Sequence[Source]) -> None:
+    """Refuse to join features that were imported under one name at several times: the later may replace the earlier."""
+    imported = [source.members[0] for source in sources if is_imported(source.spec)]
+    names = [block.name for block in imported]
+    for name in names:
+        if names.count(name) > 1:
+            keys = " and ".join(block.key[:8] for block in imported if block.name == name)
+            msg = f"{store.path} has several imported blocks {name!r} ({keys}): name the one that is meant by its key"
+            raise DataError(msg)
 
 
 def _folds(store: FeatureStore, name: str, views: bool) -> list[Source]:

@@ -66,6 +66,7 @@ class Scaled(NamedTuple):
     offset, mean, variance, scale : ndarray of shape (d,), float64
         The offset is the mean of rows as they are read, which are shifted and have a unit. Scale is 1 for a constant
         column, as in scikit-learn's StandardScaler.
+    constant : ndarray of shape (d,), bool
     """
 
     n: int
@@ -73,6 +74,7 @@ class Scaled(NamedTuple):
     mean: np.ndarray
     variance: np.ndarray
     scale: np.ndarray
+    constant: np.ndarray
 
 
 class Solution(NamedTuple):
@@ -174,7 +176,8 @@ class Stream:
             mean = self._mean_product(everything) if keep is None else self._mean_kept_product(keep, everything)
             self._curvature = _Curvature(mean)
         self._offset = np.array([fold.offset for fold in self.folds])
-        self._scale = np.array([fold.scale for fold in self.folds]) / self._unit
+        # Of a constant column nothing is left when it is centred, whatever rows of other folds have in it.
+        self._inverse = np.array([np.where(fold.constant, 0, self._unit / fold.scale) for fold in self.folds])
 
     def solve(self, columns: Columns, C: float, start: np.ndarray) -> Solution:
         """Solve all problems for one value of C.
@@ -214,7 +217,8 @@ class Stream:
             for old, new in zip(rows, values, strict=True):
                 old[:, live[better]] = new[:, better]
             waited[live[~better]] = _PATIENCE
-        return Solution(C, point.coef, rows.decision, point.gap, steps)
+        coef = point.coef * np.column_stack([self._inverse[columns.fold] > 0, np.ones(len(steps))])
+        return Solution(C, coef, rows.decision, point.gap, steps)
 
     def _step(self, columns: Columns, C: float, here: _Point, weights: np.ndarray) -> tuple[_Point, _Rows]:
         """Go one Newton step, or the half, a quarter and so on of it where the objective would rise."""
@@ -370,15 +374,14 @@ class Stream:
 
     def _unscaled(self, columns: Columns, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients of the features as they are, and intercepts, from those of scaled features."""
-        raw = coef[:, :-1] / self._scale[columns.fold]
+        raw = coef[:, :-1] * self._inverse[columns.fold]
         intercept = coef[:, -1] - (raw * self._offset[columns.fold]).sum(axis=1)
         return raw.astype(self._dtype), intercept.astype(self._dtype)
 
     def _scaled(self, columns: Columns, sums: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Weighted sums of scaled rows, from those of the rows as they are and the sums of the weights."""
-        return np.column_stack(
-            [(sums - total[:, None] * self._offset[columns.fold]) / self._scale[columns.fold], total]
-        )
+        centred = sums - total[:, None] * self._offset[columns.fold]
+        return np.column_stack([centred * self._inverse[columns.fold], total])
 
     def _scale_folds(self) -> tuple[list[Scaled], Scaled]:
         """Scaling for each fold, and for all of their rows together."""
@@ -453,7 +456,7 @@ def _describe(n: float, sums: np.ndarray, squares: np.ndarray, shift: np.ndarray
     # What rounding leaves of a constant: of these sums, where the shift is not that of the fold's rows since others
     # differ; and of the rows themselves, as in scikit-learn.
     constant = variance <= _EQUAL * eps * squares * unit**2 + (n * mean * eps) ** 2
-    return Scaled(round(n), off, mean, variance, np.where(constant, 1.0, np.sqrt(variance)))
+    return Scaled(round(n), off, mean, variance, np.where(constant, 1.0, np.sqrt(variance)), constant)
 
 
 def make_columns(signs: np.ndarray, costs: Sequence[np.ndarray]) -> Columns:
