@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def feature_maps(image: str | os.PathLike[str], backbone: str | Backbone) -> dic
     >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
     >>> maps = deepfeat.feature_maps("photos/MEL/mel01.png", mine)
     >>> {name: values.shape for name, values in maps.items()}
-    {'conv2': (7, 7, 16)}
+    {'conv1': (15, 15, 8), 'conv2': (7, 7, 16)}
     """
     chosen = as_backbones(backbone)[0]
     return _feature_maps(_picture(image, chosen), chosen)
@@ -63,7 +64,7 @@ def plot_feature_maps(
     """Draw feature maps of one image, networks side by side, a row for each layer.
 
     Of each layer those channels are shown that vary most over the image, each from its least value (dark)
-    to its greatest (bright).
+    to its greatest (bright). Networks of one name are numbered.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def plot_feature_maps(
     ImageError
         If the image cannot be read.
     UsageError
-        If a layer has no maps, or matplotlib is not installed.
+        If a layer has no maps, no channel is wanted, or matplotlib is not installed.
 
     Examples
     --------
@@ -89,6 +90,9 @@ def plot_feature_maps(
     >>> mine = deepfeat.load_backbone("mine.keras", preprocess="tf")
     >>> deepfeat.plot_feature_maps("photos/MEL/mel01.png", mine, "maps.png", channels=3)
     """
+    if not isinstance(channels, Integral) or channels < 1:
+        msg = f"channels is {channels!r}: use a whole number of at least 1"
+        raise UsageError(msg)
     pictures, maps = _maps_of_all(image, backbones)
     draw_feature_maps(pictures, maps, path, channels)
 
@@ -133,7 +137,11 @@ def plot_activation_maps(
 
 
 def _maps_of_all(image: Any, backbones: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-    chosen = {backbone.name: backbone for backbone in as_backbones(backbones)}
+    chosen: dict[str, Backbone] = {}
+    for backbone in as_backbones(backbones):
+        # One network may be shown with several layers or sizes.
+        before = sum(other.name == backbone.name for other in chosen.values())
+        chosen[f"{backbone.name} ({before + 1})" if before else backbone.name] = backbone
     pictures = {name: _picture(image, backbone) for name, backbone in chosen.items()}
     return pictures, {name: _feature_maps(pictures[name], backbone) for name, backbone in chosen.items()}
 
@@ -152,6 +160,9 @@ def _feature_maps(picture: np.ndarray, backbone: Backbone) -> dict[str, np.ndarr
     from deepfeat.runtimes.keras import KerasRuntime
 
     names = _shown_layers(model) if backbone.layer is None else [str(name) for name in backbone.layers]
+    if not names:
+        msg = f"no layer of {backbone.name} gives maps: choose another network"
+        raise UsageError(msg)
     runtime = KerasRuntime(dataclasses.replace(backbone, layer=names, pooling=None), model, 1)
     maps = {name: layer[0] for name, layer in zip(names, runtime(picture[np.newaxis]), strict=True)}
     flat = [name for name, values in maps.items() if values.ndim != 3]
@@ -163,11 +174,13 @@ def _feature_maps(picture: np.ndarray, backbone: Backbone) -> dict[str, np.ndarr
 
 def _shown_layers(model: Any) -> list[str]:
     """The last layer of each size, at most `SHOWN_LAYERS` of them from first to last."""
+    from deepfeat.runtimes.keras import named_layers
+
     last = {}
-    for layer in model.layers[1:]:
+    for name, layer in named_layers(model).items():
         shape = getattr(layer.output, "shape", ())
         if len(shape) == 4:
-            last[shape[1:3]] = layer.name
+            last[shape[1:3]] = name
     names = list(last.values())
     chosen = np.unique(np.linspace(0, len(names) - 1, min(SHOWN_LAYERS, len(names))).round().astype(int))
     return [names[number] for number in chosen]

@@ -135,7 +135,8 @@ def write_bundle(result: Any, path: str | os.PathLike[str], weights: Any = ()) -
     Raises
     ------
     UsageError
-        If a file of weights is not one that the classifier needs, or is of another type.
+        If a file of weights is not one that the classifier needs, is of another type, or is that of a fine-tuned
+        network without its manifest beside it.
     """
     from skops import io as skops_io
 
@@ -309,13 +310,14 @@ def _build(data: bytes, name: str) -> Any:
     return skops_io.loads(data, trusted=trusted)
 
 
-def read_weights(file: Path, blocks: Sequence[Mapping[str, Any]]) -> tuple[str, bytes]:
-    """Content of a file of weights that some blocks were computed with, and its name in a bundle.
+def read_weights(file: Path, blocks: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """Members of a bundle: weights that some blocks were computed with, and the manifest of a fine-tuned network.
 
     Raises
     ------
     UsageError
-        If it is of another type, is not there, belongs to none of the blocks, or would be refused in reading.
+        If the file is of another type, is not there, belongs to none of the blocks, or would be refused in reading, or
+        if the manifest is not beside it.
     """
     ending = next((ending for ending in (".keras", ".weights.h5") if file.name.endswith(ending)), None)
     if ending is None:
@@ -331,18 +333,35 @@ def read_weights(file: Path, blocks: Sequence[Mapping[str, Any]]) -> tuple[str, 
         msg = f"{file} has weights that no block was computed with: the blocks are {', '.join(needed.values())}"
         raise UsageError(msg)
     _audit_own(file.name, ending, data)
-    return f"{WEIGHTS}{digest}{ending}", data
+    members = {f"{WEIGHTS}{digest}{ending}": data}
+    tuned = {block["spec"]["weights"] for block in blocks if block.get("trained")}
+    if f"sha256:{digest}" in tuned:
+        members[f"{WEIGHTS}{digest}.json"] = _read_manifest(file, f"sha256:{digest}")
+    return members
+
+
+def _read_manifest(network: Path, digest: str) -> bytes:
+    """The manifest of a fine-tuned network, without which nobody can use it."""
+    file = network.with_suffix(".json")
+    try:
+        data = file.read_bytes()
+        belongs = parse_json(data, file.name)["weights"] == digest
+    except (OSError, AuditError, KeyError, TypeError):
+        belongs = False
+    if not belongs:
+        msg = (
+            f"{network} was fine-tuned, and its manifest {file.name} is not beside it: put both into one folder, or "
+            "save without these weights"
+        )
+        raise UsageError(msg)
+    return data
 
 
 def _weights_members(files: Iterable[Any], blocks: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Files of weights by the names that they have in a bundle; a manifest goes with its network."""
-    members = {}
-    for file in map(Path, files):
-        name, data = read_weights(file, blocks)
-        members[name] = data
-        manifest = file.with_suffix(".json")
-        if name.endswith(".keras") and manifest.is_file():
-            members[f"{name.removesuffix('.keras')}.json"] = manifest.read_bytes()
+    """Files of weights by the names that they have in a bundle."""
+    members: dict[str, bytes] = {}
+    for file in files:
+        members |= read_weights(Path(file), blocks)
     return members
 
 

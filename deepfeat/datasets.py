@@ -8,6 +8,7 @@ three may be missing.
 from __future__ import annotations
 
 import csv as csv_module
+import hashlib
 import io
 import os
 import unicodedata
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from deepfeat.errors import DataError, DataWarning, UsageError
-from deepfeat.images import SUFFIXES
+from deepfeat.errors import DataError, DataWarning, ImageError, UsageError
+from deepfeat.images import SUFFIXES, read_bytes, stamp_file
 
 COLUMNS = ("image_id", "path", "label", "group", "split")
 
@@ -59,7 +61,8 @@ def read_folder(root: str | os.PathLike[str]) -> pd.DataFrame:
     UsageError
         If ``root`` is not a folder.
     DataError
-        If it holds no image.
+        If it holds no image, or other folders beside train, val or test with
+        folders of their own.
 
     Warns
     -----
@@ -85,6 +88,7 @@ def read_folder(root: str | os.PathLike[str]) -> pd.DataFrame:
         raise DataError(msg)
     parts = [PurePosixPath(name).parts for name in names]
     inner = [p for p in parts if len(p) > 1]
+    _refuse_mixed_layout(inner)
     split_layout = bool(inner) and all(p[0].lower() in SPLITS for p in inner)
     skip = 1 if split_layout else 0
     table = _table(
@@ -137,7 +141,7 @@ def read_csv(
     UsageError
         If a named column is not there.
     DataError
-        For text that is not UTF-8 or not a table, duplicate ids, a name that
+        For text that is not UTF-8 or not a table, blank or duplicate ids, a name that
         fits several files, a file that several rows name, an unknown split, or
         when no row has an image.
 
@@ -217,7 +221,7 @@ def read_isic(
     groups = None
     if metadata is not None:
         details = read_delimited(metadata, ["image", "lesion_id"])
-        _refuse_duplicates(details["image"], os.fspath(metadata))
+        _check_ids(details["image"], os.fspath(metadata))
         lesion = dict(zip(details["image"], details["lesion_id"], strict=True))
         _warn([i for i in ids if i not in lesion], "image(s) of the ground truth without a row in the metadata")
         groups = [lesion.get(i, "") for i in ids]
@@ -225,7 +229,7 @@ def read_isic(
 
 
 def split_table(table: pd.DataFrame, test_size: float = 0.2, seed: int = 0) -> pd.DataFrame:
-    """Fill the ``split`` column with train and test: stratified by label, groups kept whole.
+    """Fill the ``split`` column with train and test: stratified by label, groups and equal files kept whole.
 
     Parameters
     ----------
@@ -241,8 +245,9 @@ def split_table(table: pd.DataFrame, test_size: float = 0.2, seed: int = 0) -> p
     Returns
     -------
     pandas.DataFrame
-        A copy with ``split`` filled. An image without a group is a group of
-        its own; an image without a label stays without a split.
+        A copy with ``split`` filled, and all else as it was. An image without
+        a group is a group of its own, and with it all whose files are equal
+        byte for byte; an image without a label stays without a split.
 
     Raises
     ------
@@ -260,25 +265,38 @@ def split_table(table: pd.DataFrame, test_size: float = 0.2, seed: int = 0) -> p
     >>> table["split"].value_counts().to_dict()
     {'train': 18, 'test': 6}
     """
-    from deepfeat.splits import hold_out
+    from deepfeat.splits import hold_out, merge_groups
 
-    table = check_table(table)
-    if table["split"].notna().any():
+    checked = check_table(table)
+    if checked["split"].notna().any():
         msg = (
-            f"the table already has a split for {table['split'].notna().sum()} images: "
+            f"the table already has a split for {checked['split'].notna().sum()} images: "
             "drop the column 'split' to make a new one"
         )
         raise DataError(msg)
-    labelled = table[table["label"].notna()]
-    if labelled.empty:
+    labelled = np.flatnonzero(checked["label"].notna())
+    if not len(labelled):
         raise DataError("no image has a label, and a stratified split needs them")
-    train, test = hold_out(labelled["label"].to_numpy(object), labelled["group"].to_numpy(object), test_size, seed)
-    split: list[str | None] = [None] * len(table)
-    position = labelled.index.to_numpy()
-    for side, rows in (("train", train), ("test", test)):
-        for row in position[rows]:
-            split[row] = side
+    sets = merge_groups(checked["group"].tolist(), digest_repeated(checked["path"]))
+    train, test = hold_out(checked["label"].to_numpy(object)[labelled], sets[labelled].tolist(), test_size, seed)
+    split = np.full(len(checked), None, object)
+    split[labelled[train]], split[labelled[test]] = "train", "test"
     return table.assign(split=split)
+
+
+def digest_repeated(paths: Sequence[str]) -> list[bytes | None]:
+    """SHA-256 of each file that may equal another, since their sizes do; None for all others, which are not read."""
+    stamps = [stamp_file(path) for path in paths]
+    sizes = Counter(stamp.size for stamp in stamps if stamp is not None)
+    repeated = [stamp is not None and sizes[stamp.size] > 1 for stamp in stamps]
+    return [_digest_file(path) if again else None for path, again in zip(paths, repeated, strict=True)]
+
+
+def _digest_file(path: str) -> bytes | None:
+    try:
+        return hashlib.sha256(read_bytes(path)).digest()
+    except ImageError:
+        return None
 
 
 def as_table(images: Any) -> pd.DataFrame:
@@ -318,7 +336,7 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
             raise DataError(msg)
     columns["split"] = _splits(columns["split"]) if columns["split"] else None
     checked = _table(columns["image_id"], columns["path"], columns["label"], columns["group"], columns["split"])  # type: ignore[arg-type]
-    _refuse_duplicates(checked["image_id"], "the table")
+    _check_ids(checked["image_id"], "the table")
     _warn_mixed_groups(checked)
     return checked
 
@@ -345,7 +363,15 @@ def _table(
 
 
 def _texts(column: pd.Series) -> list[str | None]:
-    return [None if pd.isna(v) or str(v).strip() == "" else str(v) for v in column.tolist()]
+    return [None if pd.isna(v) or str(v).strip() == "" else _text(v) for v in column.tolist()]
+
+
+def _text(value: Any) -> str:
+    # Where one value is missing, pandas keeps whole numbers as floats: 1.0 here is 1 in another table. Floats that are
+    # larger are not exact any more.
+    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) < 2**53:
+        return str(int(value))
+    return str(value)
 
 
 def _splits(values: Sequence[str | None]) -> list[str | None]:
@@ -400,6 +426,18 @@ def _empty_folders(root: str | os.PathLike[str], parts: Iterable[tuple[str, ...]
         for entry in os.scandir(os.path.join(root, *parent))
         if entry.is_dir() and not entry.name.startswith(".") and (*parent, entry.name) not in used
     )
+
+
+def _refuse_mixed_layout(parts: Sequence[tuple[str, ...]]) -> None:
+    """Refuse folders beside those of a split, with which train and test would become classes."""
+    splits = {p[0] for p in parts if p[0].lower() in SPLITS}
+    others = sorted({p[0] for p in parts} - splits)
+    if others and any(len(p) > 2 for p in parts if p[0] in splits):
+        msg = (
+            f"{_count(others, 'folder(s) that are not called train, val or test')} beside {min(splits)!r}, which has "
+            "folders of its own: rename them, or move them elsewhere"
+        )
+        raise DataError(msg)
 
 
 def _lookalikes(names: Sequence[str]) -> list[str]:
@@ -474,7 +512,7 @@ def _locate(
     split: Sequence[str | None] | None = None,
 ) -> pd.DataFrame:
     """Find the file of every id, report what has no partner, and return the matched table."""
-    _refuse_duplicates(pd.Series(ids), source)
+    _check_ids(pd.Series(ids), source)
     names, _ = _list_images(images)
     matches = _match(ids, names)
     several = [f"{i} ({', '.join(found[:3])})" for i, found in zip(ids, matches, strict=True) if len(found) > 1]
@@ -543,7 +581,11 @@ def _from_one_hot(columns: pd.DataFrame, ids: Sequence[str]) -> list[str | None]
     return values.idxmax(axis=1).tolist() if len(values) else []
 
 
-def _refuse_duplicates(ids: pd.Series, source: str) -> None:
+def _check_ids(ids: pd.Series, source: str) -> None:
+    blank = [f"row {number}" for number, i in enumerate(ids, 1) if i == ""]
+    if blank:
+        msg = f"{_count(blank, f'blank image name(s) in {source}')}: fill them in, or remove these rows"
+        raise DataError(msg)
     duplicates = list(dict.fromkeys(ids[ids.duplicated()]))
     if duplicates:
         msg = f"{_count(duplicates, f'duplicate image id(s) in {source}')}: every image needs an id of its own"
@@ -577,7 +619,7 @@ def relabel(table: pd.DataFrame, labels: pd.Series | Mapping[str, str | None]) -
         if unknown:
             msg = f"{_count(unknown, 'label(s) for unknown images')}: index the Series by image_id"
             raise DataError(msg)
-        _refuse_duplicates(labels.index.to_series(), "the labels")
+        _check_ids(labels.index.to_series(), "the labels")
         new = labels.reindex(table["image_id"]).tolist()
     elif isinstance(labels, Mapping):
         known = set(table["label"].dropna())
@@ -589,4 +631,7 @@ def relabel(table: pd.DataFrame, labels: pd.Series | Mapping[str, str | None]) -
     else:
         msg = f"labels is a {type(labels).__name__}: pass a Series by image id, or a mapping of old labels to new ones"
         raise UsageError(msg)
-    return table.assign(label=_texts(pd.Series(new, dtype=object)))
+    renamed = pd.Series(new, dtype=object)
+    # Those of arrays may be numbers, and stay so where all are.
+    are_text = any(isinstance(label, str) for label in [*table["label"], *new])
+    return table.assign(label=_texts(renamed) if are_text else renamed)

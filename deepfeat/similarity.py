@@ -89,7 +89,8 @@ def _centred(name: str, block: np.ndarray) -> np.ndarray:
     if len(block) < 2 or not np.isfinite(block).all():
         msg = f"{name} has {len(block)} row(s) in common with the others, or values that are not finite: extract again"
         raise DataError(msg)
-    block = block if block.dtype.kind == "f" else block.astype(np.float64)
+    # Sums of squares are beyond what float16 holds.
+    block = block.astype(np.promote_types(block.dtype, np.float32), copy=False)
     return np.asarray(block - block.mean(axis=0, dtype=np.float64).astype(block.dtype))
 
 

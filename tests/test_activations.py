@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,6 +47,21 @@ def test_layers_shown_are_the_last_of_each_size(photo, name, layers):
     assert list(deepfeat.feature_maps(photo, backbone)) == layers
 
 
+def test_networks_inside_are_not_shown(photo, tmp_path):
+    inner = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)], name="inner")
+    last = keras.layers.Conv2D(2, 3, name="last")
+    keras.Sequential([keras.Input((16, 16, 3)), inner, last]).save(tmp_path / "mine.keras")
+    assert list(deepfeat.feature_maps(photo, deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf"))) == [
+        "last"
+    ]
+
+
+def test_network_without_maps_is_refused(photo, tmp_path):
+    keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten()]).save(tmp_path / "mine.keras")
+    with pytest.raises(UsageError, match="no layer of mine gives maps: choose another network"):
+        deepfeat.feature_maps(photo, deepfeat.load_backbone(tmp_path / "mine.keras", preprocess="tf"))
+
+
 def test_layer_without_maps_is_refused(photo):
     with pytest.raises(UsageError, match=r"layer 'fc6' of AlexNet gives \(4096,\), which is no map"):
         deepfeat.feature_maps(photo, deepfeat.Backbone("AlexNet", weights=None, input_size=67, layer="fc6"))
@@ -62,6 +78,24 @@ def test_both_pictures_of_two_networks_are_written(photo, tmp_path):
     deepfeat.plot_activation_maps(photo, [small_cnn(), other], tmp_path / "activations.png")
     assert min(read(tmp_path / "maps.png").shape[:2]) > 500
     assert min(read(tmp_path / "activations.png").shape[:2]) > 300
+
+
+def test_networks_of_one_name_are_all_shown(photo, tmp_path, monkeypatch):
+    shown = {}
+    for kind in ("feature", "activation"):
+        monkeypatch.setattr(f"deepfeat.activations.draw_{kind}_maps", lambda pictures, maps, *_: shown.update(maps))
+        same = [small_cnn(layer="first"), small_cnn(layer="second"), small_cnn(layer=["first", "second"])]
+        getattr(deepfeat, f"plot_{kind}_maps")(photo, same, tmp_path / "maps.png")
+        found = {name: list(layers) for name, layers in shown.items()}
+        names = ["SmallCNN", "SmallCNN (2)", "SmallCNN (3)"]
+        assert found == dict(zip(names, (["first"], ["second"], ["first", "second"]), strict=True))
+        shown.clear()
+
+
+@pytest.mark.parametrize("channels", [0, -1, 1.5, "4"])
+def test_number_of_channels_that_cannot_be_drawn_is_refused(photo, tmp_path, channels):
+    with pytest.raises(UsageError, match=f"^channels is {channels!r}: use a whole number of at least 1$"):
+        deepfeat.plot_feature_maps(photo, small_cnn(), tmp_path / "maps.png", channels=channels)
 
 
 def bright_in(quarter, size=8):

@@ -623,6 +623,30 @@ def test_network_that_would_not_be_loaded_is_not_saved(tmp_path):
         bundle._weights_members([tmp_path / "mine.keras"], blocks)
 
 
+def keras_network(folder, *, trained, manifest=None):
+    """A file of a network, its block, and what is beside it; WEIGHTS stands for the digest of the file."""
+    file = folder / "mine.keras"
+    file.write_bytes(keras_file("Dense"))
+    digest = f"sha256:{_sha256(file.read_bytes())}"
+    if manifest is not None:
+        file.with_suffix(".json").write_text(manifest.replace("WEIGHTS", digest))
+    return file, [{"name": "mine", "spec": {"weights": digest}, "trained": trained}]
+
+
+def test_only_the_manifest_of_a_fine_tuned_network_travels_along(tmp_path):
+    manifest = '{"weights": "WEIGHTS"}'
+    for trained, endings in ((True, ["json", "keras"]), (False, ["keras"])):
+        file, blocks = keras_network(tmp_path, trained=trained, manifest=manifest)
+        assert sorted(name.rsplit(".")[-1] for name in bundle._weights_members([file], blocks)) == endings
+
+
+@pytest.mark.parametrize("manifest", [None, "no JSON", "[1]", '{"my": "log"}', '{"weights": "sha256:0"}'])
+def test_fine_tuned_network_without_its_manifest_is_not_saved(tmp_path, manifest):
+    file, blocks = keras_network(tmp_path, trained=True, manifest=manifest)
+    with pytest.raises(deepfeat.UsageError, match=r"mine\.keras was fine-tuned, and its manifest mine\.json is not"):
+        bundle._weights_members([file], blocks)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(deepfeat.BundleError, match=r"there is no file '.*a\.deepfeat'"):
         deepfeat.load(tmp_path / "a.deepfeat")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import deepfeat
 from deepfeat.backbones.network import PREPROCESSINGS
 from deepfeat.cli import main, make_parser
 from deepfeat.cli.classifiers import _explain
+from deepfeat.cli.networks import _print_next_steps
 from deepfeat.cli.options import read_backbones, read_table
 from deepfeat.cli.output import find_obstacle
 
@@ -191,6 +193,11 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
         ),
         (["compare", "f.h5", "--ledger", "--C", "1"], 2, "--ledger lists all fits that were recorded: leave out --C"),
         (["compare", "f.h5", "--ledger", "--nested", "--label", "a"], 2, "leave out --label, --nested"),
+        (
+            ["compare", "f.h5", "--ledger", "--seed", "0", "--cv", "5", "--test", "split", "--jobs", "-1"],
+            2,
+            "leave out --test, --cv, --jobs, --seed",
+        ),
         (["fit", "f.h5", "--widen", "--C", "1"], 2, "--widen starts from the default grid"),
         (["fit", "f.h5", "--choose", "top-2", "--backbone", "VGG16"], 2, "leave out --backbone"),
         (["extract", ".", "--backbone", "mine.keras"], 2, "there is no file 'mine.keras': name the .keras or .onnx"),
@@ -198,6 +205,7 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
         (["finetune", ".", "--backbone", "VGG17"], 2, "there is no backbone 'VGG17'"),
         (["extract", ".", "--backbone", "VGG16", "--metadata", "m.csv"], 2, "--metadata goes with --isic"),
         (["extract", ".", "--backbone", "VGG16", "--cache", "."], 2, "'.' is a folder, and a feature store is a file"),
+        (["extract", ".", "--backbone", "VGG16=a.keras"], 2, "weights 'a.keras' is not a file: use 'imagenet'"),
         (["store", "merge", ".", "a.h5"], 2, "'.' is a folder, and a feature store is a file: use 'features.h5'"),
         (["store", "import", ".", "a.npy", "--csv", "a.csv"], 2, "'.' is a folder, and a feature store is a file"),
         (["store", "export", "a.h5", "."], 2, "cannot write .: it is a folder, and a file is wanted"),
@@ -407,8 +415,10 @@ def test_other_size_than_a_file_is_fixed_to_is_one_sentence(folder, tmp_path, ca
     [
         (["extract", "photos", "--backbone", "VGG16", "--batch-size", "many"], "it is 'many': use 'auto' or a number"),
         (["extract", "photos", "--backbone", "VGG16", "--batch-size", "-3"], "it is '-3': use 'auto' or a number"),
-        (["store", "verify", "f.h5", "--sample", "0"], "it is '0': use a number of images, 1 or more"),
-        (["store", "verify", "f.h5", "--sample", "-4"], "it is '-4': use a number of images, 1 or more"),
+        (["store", "verify", "f.h5", "--sample", "0"], "it is '0': use a whole number, 1 or more"),
+        (["store", "verify", "f.h5", "--sample", "-4"], "it is '-4': use a whole number, 1 or more"),
+        (["doctor", "--n-images", "-5"], "it is '-5': use a whole number, 1 or more"),
+        (["doctor", "--dim", "0"], "it is '0': use a whole number, 1 or more"),
         (["fit", "features.h5", "--choose", "best"], "it is 'best': use 'all-subsets', or 'top-N'"),
     ],
 )
@@ -567,6 +577,54 @@ def test_finetune_trains_draws_and_is_a_backbone_for_extract(folder, tmp_path, c
     assert deepfeat.open_features(cache).seen("light").sum() == 18
 
 
+@pytest.mark.parametrize("more", [[], ["--positive", "dark"]], ids=["folders", "groups and a positive class"])
+def test_finetune_prints_the_commands_that_score_its_test(folder, tmp_path, monkeypatch, capsys, more):
+    monkeypatch.chdir(tmp_path)
+    if more:
+        rows = [f"{name}{number},{name},{name[0]}{number // 2}" for name in ("bright", "dark") for number in range(12)]
+        Path("labels.csv").write_text("\n".join(["file,dx,lesion", *rows]), encoding="utf-8")
+        columns = ["--image-column", "file", "--label-column", "dx", "--group-column", "lesion"]
+        more = [*more, "--csv", "labels.csv", *columns]
+    assert main(finetune_command(folder, "the light.keras", "--test", "0.25", *more)) == 0
+    first, second = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert first[:2] == ["deepfeat", "extract"]
+    assert ("--group-column" in first, "--positive" in second) == (bool(more), bool(more))
+    assert main([*first[1:], "--quiet"]) == 0
+    assert main([*second[1:], "--C", "0.001", "--cv", "2", "--jobs", "1"]) == 0
+    assert "scores     on 6 test images" in capsys.readouterr().out
+    table = deepfeat.open_features("features.h5").table
+    assert not set(table["group"][table["split"] == "test"].dropna()) & set(table["group"][table["split"] == "train"])
+
+
+def test_split_of_finetune_is_not_written_over_another_file(folder, tmp_path, capsys):
+    csv = tmp_path / "light.csv"
+    csv.write_text("precious")
+    assert main(finetune_command(folder, tmp_path / "light.keras", "--test", "0.25")) == 2
+    assert "light.csv is where the split of" in capsys.readouterr().err
+    assert csv.read_text() == "precious"
+    csv.unlink()
+    csv.mkdir()
+    assert main(finetune_command(folder, tmp_path / "light.keras", "--test", "0.25")) == 2
+    assert "light.csv: it is a folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [csv]
+
+
+@pytest.mark.parametrize(
+    ("names", "embedding", "expected"),
+    [
+        ([], [], "--backbone a.keras --csv a.csv --split-column split\n  deepfeat fit features.h5 --backbone a\n"),
+        (["--folds", "2"], [], "--backbone a@fold0.keras --backbone a@fold1.keras --csv a.csv"),
+        (["--folds", "2"], [], "deepfeat fit features.h5 --backbone a@fold0\n"),
+        (["--folds", "2"], ["--embedding-dim", "8"], "deepfeat fit features.h5 --backbone a@folds\n"),
+    ],
+)
+def test_next_steps_name_all_networks(names, embedding, expected, capsys):
+    arguments = make_parser().parse_args(finetune_command(".", "a.keras", "--test", "0.25", *names, *embedding))
+    made = ["a@fold0", "a@fold1"] if names else ["a"]
+    _print_next_steps(arguments, made, is_grouped=False)
+    assert expected in capsys.readouterr().out
+
+
 def test_finetune_by_folds_prints_a_line_for_each(folder, tmp_path, capsys):
     more = ["--folds", "2", "--augment", "none", "--imbalance", "none", "--val-size", "0.3"]
     assert main(finetune_command(folder, tmp_path / "light.keras", *more)) == 0
@@ -583,6 +641,8 @@ def test_finetune_by_folds_prints_a_line_for_each(folder, tmp_path, capsys):
         (["--dropout", "1"], 2, "dropout is 1.0"),
         (["--positive", "grey"], 2, "positive is 'grey'"),
         (["--output", "skin.h5"], 2, "ends in .keras"),
+        (["--folds", "0"], 2, "cv is 0: use 2 or more folds"),
+        (["--augment", "none", "flip"], 2, "--augment is 'none flip': give 'none' alone, or leave it out"),
     ],
 )
 def test_finetune_with_a_wrong_option_says_so(folder, tmp_path, more, status, message, capsys):
@@ -659,6 +719,20 @@ def test_store_duplicates_writes_pairs_that_fit_keeps_together(cache, tmp_path, 
     assert all(groups[a] == groups[b] for a, b in pairs[["image_a", "image_b"]].head(4).to_numpy())
     assert main(["fit", str(cache), "--ungrouped", "raise"]) == 1
     assert "have no group" in capsys.readouterr().err
+
+
+def test_compare_does_by_default_what_its_help_says(monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(
+        deepfeat, "compare", lambda *_, **settings: given.append(settings) or pd.DataFrame({"sentence": []})
+    )
+    assert main(["compare", "f.h5"]) == 0
+    assert main(["compare", "f.h5", "--test", "none", "--cv", "3", "--nested", "--jobs", "1", "--seed", "0"]) == 0
+    names = ("test", "cv", "nested", "n_jobs", "seed")
+    assert [[settings[name] for name in names] for settings in given] == [
+        ["split", 5, False, -1, 0],
+        [None, 3, True, 1, 0],
+    ]
 
 
 def test_pairs_that_are_no_table_are_named(cache, tmp_path, capsys):

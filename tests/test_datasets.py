@@ -84,7 +84,7 @@ def test_read_folder_with_class_folders(tmp_path):
         pytest.param(["Training/MEL/a.jpg", "VALID/NV/b.jpg"], ["MEL", "NV"], ["train", "val"], id="split aliases"),
         pytest.param(["test/MEL/x/y/a.jpg", "val/NV/b.jpg"], ["MEL", "NV"], ["test", "val"], id="split, nested"),
         pytest.param(["test/a.jpg", "train/b.jpg"], [None, None], ["test", "train"], id="split without classes"),
-        pytest.param(["train/MEL/a.jpg", "NV/b.jpg"], ["NV", "train"], [None, None], id="train is a class here"),
+        pytest.param(["train/a.jpg", "NV/b.jpg"], ["NV", "train"], [None, None], id="train is a class here"),
     ],
 )
 def test_read_folder_understands_the_layout(tmp_path, names, labels, splits):
@@ -92,6 +92,16 @@ def test_read_folder_understands_the_layout(tmp_path, names, labels, splits):
     assert values(table, "image_id") == sorted(names)
     assert values(table, "label") == labels
     assert values(table, "split") == splits
+
+
+def test_read_folder_refuses_other_folders_beside_a_split_with_classes(tmp_path):
+    make_files(tmp_path, "train/MEL/a.jpg", "test/MEL/b.jpg", "test/c.jpg", "holdout/MEL/d.jpg", "new/e.jpg", "f.jpg")
+    message = (
+        r"^2 folder\(s\) that are not called train, val or test \('holdout', 'new'\) beside 'test', which has folders "
+        r"of its own: rename them, or move them elsewhere$"
+    )
+    with pytest.raises(DataError, match=message):
+        read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
@@ -383,6 +393,12 @@ def test_read_csv_prefers_the_exact_path_over_a_bare_name(tmp_path):
             ["a.jpg", "b.jpg"],
             r"^1 duplicate image id\(s\) in .*labels.csv \('a'\): every image needs an id of its own$",
             id="duplicate id",
+        ),
+        pytest.param(
+            "image,label\na,MEL\n,NV\n ,NV\n",
+            ["a.jpg"],
+            r"^2 blank image name\(s\) in .*labels.csv \('row 2', 'row 3'\): fill them in, or remove these rows$",
+            id="blank names",
         ),
         pytest.param(
             "image,label\na,MEL\na.jpg,NV\n",
@@ -761,6 +777,39 @@ def test_split_table_leaves_the_table_and_everything_else_alone():
         assert values(split, column) == values(table, column)
 
 
+def test_split_table_keeps_columns_and_index():
+    table = make_table(["A", "B"] * 10, age=range(20))
+    table.index = pd.Index([f"row {i}" for i in range(20)])
+    split = split_table(table)
+    pd.testing.assert_frame_equal(split.drop(columns="split"), table)
+
+
+@pytest.mark.parametrize("groups", [None, [f"L{i // 2}" for i in range(40)]], ids=["single", "grouped"])
+def test_split_table_keeps_equal_files_on_one_side(groups, tmp_path):
+    """All files are equally long, each equals one that is two before or after it, and the last four are not there."""
+    contents = [f"{i // 4}{i % 2}" for i in range(40)]
+    table = make_table([*"ABAB"] * 10, groups)
+    table["path"] = [str(tmp_path / f"{i}.jpg") for i in range(40)]
+    for path, content in zip(table["path"][:36], contents, strict=False):
+        Path(path).write_text(content)
+    table.loc[0, "label"] = None
+    for seed in range(5):
+        split, _ = collected(split_table, table, 0.25, seed)
+        assert split[:36].groupby(contents[:36])["split"].nunique().max() == 1
+        assert set(split["split"].dropna()) == {"train", "test"}
+
+
+def test_split_table_reads_only_files_that_may_be_equal(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("deepfeat.datasets.read_bytes", lambda path: read.append(Path(path).name) or path.encode())
+    table = make_table([*"ABAB"])
+    table["path"] = [str(tmp_path / name) for name in ("a", "bb", "cc", "gone")]
+    for path in table["path"][:3]:
+        Path(path).write_text(Path(path).name)
+    split_table(table, 0.5)
+    assert read == ["bb", "cc"]
+
+
 @pytest.mark.parametrize("groups", [None, [f"L{i // 2}" for i in range(80)]], ids=["single", "grouped"])
 def test_split_table_depends_on_the_seed_alone(groups):
     labels = [*"AABB"] * 20
@@ -886,6 +935,31 @@ def test_check_table_fills_columns_and_turns_values_to_text():
     assert values(checked, "path") == ["a", "b", "c", "d"]
     assert values(checked, "label") == ["0", "x", None, None]
     assert values(checked, "group") == values(checked, "split") == [None] * 4
+
+
+def test_check_table_writes_whole_numbers_alike_where_one_is_missing():
+    whole, floats = make_table([1, 2], [7, 10**15]), make_table([1, 2, None], [7, 10**15, None])
+    assert (floats["label"].dtype, floats["group"].dtype) == (float, float)
+    for column in ("label", "group"):
+        assert values(check_table(floats), column) == [*values(check_table(whole), column), None]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "1"),
+        (-0.0, "0"),
+        (np.float32(3), "3"),
+        (0.5, "0.5"),
+        (2.0**53, "9007199254740992.0"),
+        (1e300, "1e+300"),
+        (float("inf"), "inf"),
+        ("1.0", "1.0"),
+        (True, "True"),
+    ],
+)
+def test_check_table_writes_a_value_as(value, text):
+    assert values(check_table(make_table(pd.Series([value], dtype=object))), "label") == [text]
 
 
 def test_check_table_twice_is_once():

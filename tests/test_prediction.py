@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from small_network import small_cnn
 import deepfeat
 from deepfeat.backbones.network import PREPROCESSINGS, untrained
 from deepfeat.bundle import bundle_of
+from deepfeat.cli.classifiers import _check_weights
 
 #: Where the patch of each picture is: row and column of four by four cells.
 CELLS = [(row, column) for row in range(4) for column in range(4)]
@@ -317,6 +319,11 @@ def test_a_finetuned_network_travels_with_its_manifest(fit, folder, tmp_path):
     tuned = deepfeat.finetune(table, small_cnn(), tmp_path / "tuned.keras", **options)
     store = deepfeat.extract(table, tuned, tmp_path / "f.h5", progress=False)
     result = deepfeat.fit_svm(store, param_grid={"C": [1.0]}, test="split", cv=2)
+    manifest = (tmp_path / "tuned.json").rename(tmp_path / "elsewhere.json")
+    for save in (partial(result.save, tmp_path / "a.deepfeat"), partial(_check_weights, cache=store.path)):
+        with pytest.raises(deepfeat.UsageError, match=r"its manifest tuned\.json is not beside it"):
+            save([tmp_path / "tuned.keras"])
+    manifest.rename(tmp_path / "tuned.json")
     result.save(tmp_path / "a.deepfeat", weights=tmp_path / "tuned.keras")
     (tmp_path / "tuned.keras").unlink()
     classifier = deepfeat.load(tmp_path / "a.deepfeat")

@@ -136,6 +136,14 @@ def test_lists_are_read_through_a_journal_that_is_not_carried_out(store, make_sp
     assert pending.trained_on("late").digest() == TRAINED_ON.digest()
 
 
+def test_lists_of_a_store_that_was_replaced_are_refused(store):
+    other = store.path.with_name("other.h5")
+    other.write_bytes(store.path.read_bytes())
+    other.replace(store.path)
+    with pytest.raises(StoreError, match="open it again"):
+        store.trained_on("skin")
+
+
 @pytest.mark.parametrize("wrong", ["width", "type"])
 def test_strange_lists_are_refused(store, wrong):
     with h5py.File(store.path, "r+") as file:

@@ -28,6 +28,13 @@ def test_values_are_those_of_the_gram_matrices(n, widths):
     assert np.diag(table).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "uint8", "int64"])
+def test_narrow_numbers_do_not_overflow(dtype):
+    X, Y = np.random.default_rng(0).integers(0, 255, (2, 60, 20))
+    table = deepfeat.linear_cka({"X": X.astype(dtype), "Y": Y.astype(dtype)})
+    assert table.loc["X", "Y"] == pytest.approx(cka_by_gram_matrices(X, Y), rel=1e-5)
+
+
 def test_rotation_scale_and_shift_change_nothing(random_features):
     X = random_features(100, 6).astype(float)
     turned = 3 * X @ ortho_group(6, seed=0).rvs() + 7

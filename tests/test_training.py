@@ -24,7 +24,7 @@ from deepfeat.provenance import digest_group
 from deepfeat.runtimes.keras import KerasRuntime, keras
 from deepfeat.splits import merge_groups
 from deepfeat.store.lock import Lock
-from deepfeat.training import classifier, epochs, samples
+from deepfeat.training import classifier, epochs, finetuning, samples
 from deepfeat.training.augmentation import AUGMENTATIONS, augment
 from deepfeat.training.checkpoints import State
 from deepfeat.training.settings import Settings
@@ -400,6 +400,21 @@ def test_score_on_folds_put_together_is_allowed(table, tmp_path):
         deepfeat.fit_svm(store, backbones="skin@fold0", test=None, cv=3)
 
 
+@pytest.mark.filterwarnings("ignore::deepfeat.errors.DataWarning")
+def test_folds_as_row_numbers_are_of_a_table_that_is_trained_on_whole(table, tmp_path):
+    group = pd.factorize(table["group"])[0]
+    folds = [(np.flatnonzero(group % 4 != k), np.flatnonzero(group % 4 == k)) for k in (0, 1)]
+    given = (small_cnn(), tmp_path / "x.keras")
+    options = {**SCRATCH, "epochs": 1, "val_size": 0.3}
+    for change in ({"label": table["label"].where(table.index > 2)}, {"split": SPLIT, "group": None}):
+        count = 3 if "label" in change else 6
+        with pytest.raises(UsageError, match=rf"{count} row\(s\) of the table are not trained on"):
+            deepfeat.finetune_folds(table.assign(**change), *given, cv=iter(folds), **options)
+    networks = deepfeat.finetune_folds(table, *given, cv=iter(folds), **options)
+    seen = [samples.find_samples(table.iloc[train], None).digests for train, _ in folds]
+    assert [{row.tobytes() for row in n.trained_on.images} for n in networks] == [set(digests) for digests in seen]
+
+
 def test_folds_refuse_an_unknown_argument(table, tmp_path):
     with pytest.raises(UsageError, match="no argument 'epoch'"):
         deepfeat.finetune_folds(table, small_cnn(), tmp_path / "x.keras", epoch=3)
@@ -522,6 +537,37 @@ def test_unfinished_training_with_other_settings_is_refused(table, tmp_path, mon
         UsageError, match=r"x\.keras\.training holds an unfinished training with other images or settings"
     ):
         deepfeat.finetune(table, small_cnn(), tmp_path / "x.keras", dropout=0.1, **SCRATCH)
+
+
+def test_training_is_another_where_other_images_are_tied(table, tmp_path):
+    """Image "tie" has no label; it equals image 0, and is of image 5's group."""
+    tie = tmp_path / "tie.png"
+    tie.write_bytes(Path(table["path"][0]).read_bytes())
+    row = pd.DataFrame([("tie", str(tie), None, table["group"][5])], columns=table.columns)
+    with pytest.warns(DataWarning, match="without a label"):
+        tied = samples.find_samples(pd.concat([table, row], ignore_index=True), None)
+    free = samples.find_samples(table, None)
+    assert free.digests == tied.digests
+    runs = [finetuning._run_digest(chosen, small_cnn(), "w", Settings()) for chosen in (free, tied)]
+    assert runs[0] != runs[1]
+
+
+@pytest.mark.parametrize("text", ['{"precious": 1}', "[1, 2]", "no JSON"])
+def test_json_that_is_no_manifest_is_not_written_over(table, tmp_path, text):
+    for name in ("x.json", "x@fold1.json"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=r"x\.json is where the manifest of x\.keras belongs, and is none: move it"):
+        deepfeat.finetune(table, small_cnn(), tmp_path / "x.keras", **SCRATCH)
+    with pytest.raises(UsageError, match=r"x@fold1\.json is where the manifest of x@fold1\.keras belongs"):
+        deepfeat.finetune_folds(table, small_cnn(), tmp_path / "x.keras", cv=2, **SCRATCH)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x@fold1.json"]
+    assert (tmp_path / "x.json").read_text() == text
+
+
+def test_manifest_whose_network_is_gone_is_replaced(trained, table, tmp_path):
+    moved(trained, tmp_path).unlink()
+    made = deepfeat.finetune(table, small_cnn(), tmp_path / "skin.keras", **SCRATCH)
+    assert json.loads((tmp_path / "skin.json").read_text())["run"] == made.network.manifest.run
 
 
 def test_two_trainings_into_one_path_are_refused(table, tmp_path):
@@ -654,6 +700,9 @@ def test_given_split_is_taken_and_the_test_never_read(table):
     assert (train.tolist(), validation.tolist()) == (list(range(30)), list(range(30, 42)))
 
 
+SPLIT = ["train"] * 42 + ["test"] * 6
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -665,6 +714,11 @@ def test_given_split_is_taken_and_the_test_never_read(table):
             DataError,
             r"in both train and test of the split \(first: 'lesion 00'\)",
         ),
+        (
+            {"path": lambda t: t["path"].where(t.index < 47, t["path"][0]), "group": None, "split": SPLIT},
+            DataError,
+            r"1 image\(s\) of the test equal one to train on byte for byte \(first: '47'\): make a split",
+        ),
         ({"split": ["train"] * 3 + ["val"] * 45}, DataError, "in both train and val of the split"),
         ({"group": "one"}, DataError, "every class needs at least 2 images or groups"),
         ({"path": "nowhere.png"}, DataError, "no images to train on"),
@@ -675,6 +729,7 @@ def test_given_split_is_taken_and_the_test_never_read(table):
 def test_unusable_table_is_refused(table, tmp_path, change, error, message):
     with pytest.raises(error, match=message):
         deepfeat.finetune(table.assign(**change), small_cnn(), tmp_path / "x.keras", **SCRATCH)
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_that_cannot_be_read_are_left_out_with_a_warning(table, tmp_path):
@@ -806,7 +861,12 @@ def test_no_augmentation_changes_nothing():
         ({"l2": -1}, "l2 is -1"),
         ({"unfreeze": 1.5}, "unfreeze is 1.5"),
         ({"val_size": 0}, "use a share between 0 and 1"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast': use a number"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast': use a finite number of at least 0"),
+        ({"learning_rate": np.inf}, "learning_rate is inf: use a finite number of at least 0"),
+        ({"imbalance": {"A": 1, "B": 1, "C": -1}}, "imbalance of 'C' is -1: use a finite number of at least 0"),
+        ({"imbalance": {"A": 1, "B": np.nan, "C": 1}}, "imbalance of 'B' is nan: use a finite number of at least 0"),
+        ({"imbalance": {"A": "1", "B": 1, "C": 1}}, "imbalance of 'A' is '1': use a finite number"),
+        ({"imbalance": {"A": 1, "B": 1}}, r"imbalance has weights for \['A', 'B'\]"),
         ({"embedding_dim": 0}, "embedding_dim is 0"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -814,6 +874,24 @@ def test_no_augmentation_changes_nothing():
 def test_bad_argument_is_refused_with_what_is_allowed(table, tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         deepfeat.finetune(table, small_cnn(), tmp_path / "x.keras", **{**SCRATCH, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_and_weights_as_a_series_are_taken(table, tmp_path):
+    plain = {"seed": 1, "batch_size": 8, "learning_rate": 0.25, "dropout": 0.5, "val_size": 0.25, "embedding_dim": 4}
+    options = {name: np.array(value, "i8" if isinstance(value, int) else "f4")[()] for name, value in plain.items()}
+    weights = {"A": 1.0, "B": 2.0, "C": 0.0}
+    options |= {"unfreeze": np.float32(1), "head_epochs": np.int64(0), "epochs": np.int64(1)}
+    options |= {"imbalance": pd.Series(weights), "augment": np.array(["flip"])}
+    made = deepfeat.finetune(table, small_cnn(), tmp_path / "x.keras", progress=False, **options)
+    settings = made.network.manifest.settings
+    assert {name: settings[name] for name in plain} == plain
+    assert (settings["imbalance"], settings["augment"], settings["epochs"]) == (weights, ["flip"], 1)
+
+
+@pytest.mark.parametrize("weights", [{0: np.float32(1), 1: np.int64(3)}, {"0": 1.0, "1": 3.0}])
+def test_weights_are_by_the_labels_as_text(weights):
+    assert Settings(imbalance=weights).imbalance == {"0": 1.0, "1": 3.0}
 
 
 @pytest.mark.parametrize(

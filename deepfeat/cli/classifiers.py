@@ -28,6 +28,9 @@ from deepfeat.cli.options import (
 from deepfeat.cli.output import check_outputs, print_json, to_plain
 from deepfeat.errors import DeepfeatError, UsageError
 
+#: What compare does unless it is told; defaults of the parser could not be told from what --ledger refuses.
+_COMPARED: dict[str, Any] = {"test": "split", "cv": 5, "nested": False, "jobs": -1, "seed": 0}
+
 
 def fit(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM on a feature store."""
@@ -115,29 +118,25 @@ def explain(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Compare classifiers on the same folds, or list all fits that a ledger has."""
     if arguments.ledger:
-        of_fits = ("--backbone", "--label", "--positive", "--C", "--nested")
-        if stray := [option for option in of_fits if given_option(arguments, option)]:
+        of_fits = ("--backbone", "--label", "--positive", "--C", "--test", "--cv", "--nested", "--jobs", "--seed")
+        if stray := [option for option in of_fits if given_option(arguments, option) is not None]:
             msg = f"--ledger lists all fits that were recorded: leave out {', '.join(stray)}"
             raise UsageError(msg)
         _print_leaderboard(arguments)
         return
     import deepfeat
 
-    settings = {
-        "positive": arguments.positive,
-        "cv": arguments.cv,
-        "nested": arguments.nested,
-        "n_jobs": arguments.jobs,
-    }
+    given = {name: getattr(arguments, name) for name in _COMPARED}
+    chosen = {name: default if given[name] is None else given[name] for name, default in _COMPARED.items()}
+    settings = {"positive": arguments.positive, "n_jobs": chosen.pop("jobs"), "test": read_test(chosen.pop("test"))}
     table = deepfeat.compare(
         arguments.cache,
         {name: {"backbones": name.split("+")} for name in arguments.backbone} if arguments.backbone else None,
         metric=arguments.metric,
         label=arguments.label,
-        test=read_test(arguments.test),
         param_grid={"C": arguments.C} if arguments.C else None,
-        seed=arguments.seed,
         **settings,
+        **chosen,
     )
     if arguments.json:
         print_json({"pairs": table.to_dict("records")})
@@ -189,7 +188,11 @@ def _check_weights(files: Sequence[str], cache: str) -> None:
     import deepfeat
     from deepfeat.bundle import read_weights
 
-    blocks = deepfeat.open_features(cache).blocks[["name", "spec"]].to_dict("records")
+    store = deepfeat.open_features(cache)
+    blocks = [
+        {"name": row.name, "spec": row.spec, "trained": store.trained_on(row.key) is not None}
+        for row in store.blocks[["name", "key", "spec"]].itertuples(index=False)
+    ]
     for file in files:
         read_weights(Path(file), blocks)
 
@@ -336,11 +339,13 @@ def _add_compare(commands: Any) -> None:
     command.add_argument("--label", help="compare the metric of this class")
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
     command.add_argument("--C", type=float, nargs="+", help="values to try")
-    command.add_argument("--test", default="split", help="as for fit")
-    command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
-    command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
-    command.add_argument("--jobs", type=int, default=-1, help="threads (default: one per core)")
-    command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
+    command.add_argument("--test", help="as for fit (default: split)")
+    command.add_argument("--cv", type=int, help="number of folds (default: 5)")
+    command.add_argument(
+        "--nested", action="store_true", default=None, help="also repeat the whole choice in each fold"
+    )
+    command.add_argument("--jobs", type=int, help="threads (default: one per core)")
+    command.add_argument("--seed", type=int, help="of all that is drawn at random (default: 0)")
     command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 

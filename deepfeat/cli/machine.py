@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deepfeat.cli.options import add_command
+from deepfeat.cli.options import add_command, count
 from deepfeat.cli.output import print_json
 from deepfeat.errors import DeepfeatError
 
@@ -81,8 +81,8 @@ def _add_demo(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     command = add_command(commands, "doctor", doctor, "deepfeat doctor --n-images 25331 --dim 2560")
     command.add_argument("--cache", default="features.h5", help="feature store to be made (default: features.h5)")
-    command.add_argument("--n-images", type=int, help="to be extracted, for an estimate of the store's size")
-    command.add_argument("--dim", type=int, default=1280, help="of all embeddings of an image (default: 1280)")
+    command.add_argument("--n-images", type=count, help="to be extracted, for an estimate of the store's size")
+    command.add_argument("--dim", type=count, default=1280, help="of all embeddings of an image (default: 1280)")
     command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from deepfeat.cli.options import (
@@ -20,6 +23,7 @@ from deepfeat.cli.options import (
     read_table,
 )
 from deepfeat.cli.output import check_outputs, check_store, print_json, print_store
+from deepfeat.errors import UsageError
 
 
 def extract(arguments: argparse.Namespace) -> None:
@@ -97,23 +101,19 @@ def finetune(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     check_outputs(arguments.output, picture=arguments.plot)
-    names = [
-        *("positive", "head_epochs", "epochs", "patience", "batch_size", "head_learning_rate", "learning_rate"),
-        *("schedule", "l2", "dropout", "embedding_dim", "val_size", "precision", "seed"),
-    ]
-    settings = {name: getattr(arguments, name) for name in names}
-    settings["unfreeze"] = number_or_name(arguments.unfreeze)
-    settings["imbalance"] = None if arguments.imbalance == "none" else arguments.imbalance
-    settings["augment"] = [name for name in arguments.augment if name != "none"]
+    settings = _read_settings(arguments)
     (backbone,), table = read_backbones(arguments), read_table(arguments)
     if arguments.test is not None:
         table = deepfeat.split_table(table, arguments.test, arguments.seed)
+        _check_split_file(arguments.output, table)
     given = (table, backbone, arguments.output)
     progress = not arguments.quiet
-    if arguments.folds:
+    if arguments.folds is not None:
         networks = deepfeat.finetune_folds(*given, cv=arguments.folds, progress=progress, **settings)
     else:
         networks = [deepfeat.finetune(*given, progress=progress, **settings)]
+    if arguments.test is not None:
+        _split_file(arguments.output).write_bytes(_as_csv(table))
     if arguments.plot:
         deepfeat.plot_history(networks, arguments.plot)
     records = {network.name: _training_record(network) for network in networks}
@@ -125,6 +125,61 @@ def finetune(arguments: argparse.Namespace) -> None:
             f"{name}: {record['epochs']} epochs, the best was {record['best_epoch']}: validation loss "
             f"{record['val_loss']:.3f}, balanced accuracy {record['val_balanced_accuracy']:.3f}"
         )
+    if arguments.test is not None:
+        _print_next_steps(arguments, [network.name for network in networks], is_grouped=table["group"].notna().any())
+
+
+def _read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides a training besides images and network, as finetune has it."""
+    names = [
+        *("positive", "head_epochs", "epochs", "patience", "batch_size", "head_learning_rate", "learning_rate"),
+        *("schedule", "l2", "dropout", "embedding_dim", "val_size", "precision", "seed"),
+    ]
+    settings = {name: getattr(arguments, name) for name in names}
+    settings["unfreeze"] = number_or_name(arguments.unfreeze)
+    settings["imbalance"] = None if arguments.imbalance == "none" else arguments.imbalance
+    if "none" in arguments.augment and len(arguments.augment) > 1:
+        msg = f"--augment is {' '.join(arguments.augment)!r}: give 'none' alone, or leave it out"
+        raise UsageError(msg)
+    settings["augment"] = [name for name in arguments.augment if name != "none"]
+    return settings
+
+
+def _split_file(output: str) -> Path:
+    """Where the split of a network is kept."""
+    return Path(output).with_suffix(".csv")
+
+
+def _as_csv(table: Any) -> bytes:
+    """A table as `read_csv` reads it, without the columns that are empty."""
+    columns = table[["image_id", "label", "group", "split"]].dropna(axis=1, how="all")
+    text: str = columns.rename(columns={"image_id": "image"}).to_csv(index=False, lineterminator="\n")
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _check_split_file(output: str, table: Any) -> None:
+    """Refuse to write the split over any other file."""
+    file = _split_file(output)
+    check_outputs(str(file))
+    if file.exists() and file.read_bytes() != _as_csv(table):
+        msg = f"{file} is where the split of {output} belongs, and is another file: move it, or pass another --output"
+        raise UsageError(msg)
+
+
+def _print_next_steps(arguments: argparse.Namespace, names: Sequence[str], *, is_grouped: bool) -> None:
+    """Print the commands that score the networks on the test that they have not seen."""
+    output, split = Path(arguments.output), str(_split_file(arguments.output))
+    is_single = arguments.folds is None
+    files = [arguments.output] if is_single else [str(output.with_name(f"{name}.keras")) for name in names]
+    group = ["--group-column", "group"] if is_grouped else []
+    networks = [word for file in files for word in ("--backbone", file)]
+    extract = ["deepfeat", "extract", arguments.images, *networks, "--csv", split, *group, "--split-column", "split"]
+    # Features of several networks can be put together where they share an embedding.
+    block = names[0] if is_single or arguments.embedding_dim is None else f"{output.stem}@folds"
+    positive = [] if arguments.positive is None else ["--positive", arguments.positive]
+    fit = ["deepfeat", "fit", "features.h5", "--backbone", block, *positive]
+    print(f"The split is in {split}; to score the test images, which the training has not seen:")
+    print(f"  {shlex.join(extract)}\n  {shlex.join(fit)}")
 
 
 def _training_record(network: Any) -> dict[str, Any]:
@@ -214,7 +269,11 @@ def _add_finetune(commands: Any) -> None:
 
 def _add_finetune_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", default="finetuned.keras", help="file to make (default: finetuned.keras)")
-    command.add_argument("--test", type=float, help="share of the images for a test split, which training never sees")
+    command.add_argument(
+        "--test",
+        type=float,
+        help="share of the images for a test split, which training never sees; a .csv file beside the network keeps it",
+    )
     command.add_argument("--folds", type=int, help="train one network without each of so many folds")
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
     command.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -134,7 +135,8 @@ def read_backbones(arguments: argparse.Namespace, option: str = "--backbone") ->
 
 
 def _is_model_file(name: str) -> bool:
-    return name.endswith((".keras", ".onnx"))
+    # Not the weights of NAME=WEIGHTS; a file may have the character in its name.
+    return name.endswith((".keras", ".onnx")) and ("=" not in name or os.path.isfile(name))
 
 
 def _backbone(text: str, arguments: argparse.Namespace) -> Any:
@@ -183,6 +185,14 @@ def read_test(text: str) -> str | float | None:
     except ValueError as error:
         msg = f"--test is {text!r}: use 'split', 'none', or a share such as 0.2"
         raise UsageError(msg) from error
+
+
+def count(text: str) -> int:
+    """A whole number of things, for ``type`` of an option."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    msg = f"it is {text!r}: use a whole number, 1 or more"
+    raise argparse.ArgumentTypeError(msg)
 
 
 def number_or_name(text: str) -> float | str:

@@ -44,10 +44,10 @@ def find_obstacle(file: Path, *, is_replaced: bool) -> str | None:
 
 
 def check_store(cache: str) -> None:
-    """Refuse a folder where a feature store is to be made or extended."""
-    if Path(cache).is_dir():
-        msg = f"{cache!r} is a folder, and a feature store is a file: use {str(Path(cache) / 'features.h5')!r}"
-        raise UsageError(msg)
+    """Refuse a folder in place of a feature store."""
+    from deepfeat.store.writing import refuse_folder
+
+    refuse_folder(Path(cache))
 
 
 def print_store(store: Any, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from deepfeat.cli.options import (
     add_backbone_options,
     add_command,
     complete_from,
+    count,
     name_blocks,
     read_backbones,
     refuse_stray,
@@ -126,13 +127,6 @@ def similarity(arguments: argparse.Namespace) -> None:
     print(table.to_string(float_format="{:.3f}".format))
 
 
-def _sample(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    msg = f"it is {text!r}: use a number of images, 1 or more"
-    raise argparse.ArgumentTypeError(msg)
-
-
 def add_commands(commands: Any) -> None:
     """Add these commands to a parser."""
     store = commands.add_parser("store", help="look at a feature store").add_subparsers(
@@ -144,7 +138,7 @@ def add_commands(commands: Any) -> None:
     command = add_command(store, "verify", verify, "deepfeat store verify features.h5 --sample 32")
     command.add_argument("cache", help="feature store")
     command.add_argument("--repair", action="store_true", help="declare damaged rows missing, to be extracted again")
-    command.add_argument("--sample", type=_sample, metavar="N", help="compute N images of each block again")
+    command.add_argument("--sample", type=count, metavar="N", help="compute N images of each block again")
     add_backbone_options(command, required=False)
 
     command = add_command(store, "merge", merge, "deepfeat store merge all.h5 part1.h5 part2.h5")

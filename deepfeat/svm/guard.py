@@ -27,7 +27,10 @@ def refuse_seen(samples: Samples, scored: np.ndarray) -> None:
         )
         if name in samples.folds:
             raise DataError(overlap + "extract all networks that deepfeat.finetune_folds made, or drop these images")
-        way_out = "pass test='split' with the split that finetune was given, or use deepfeat.finetune_folds with "
+        way_out = (
+            "pass test='split' with the split that finetune was given (`deepfeat finetune --test` keeps it in a .csv "
+            "file for `deepfeat extract --csv`), or use deepfeat.finetune_folds with "
+        )
         raise DataError(overlap + way_out + "embedding_dim, and backbones='NAME@folds' for its networks NAME@fold0, …")
 
 

@@ -59,6 +59,7 @@ class Checkpoints:
 
     Every file is written beside its place and moved there whole. Random numbers need no file: shuffling and
     augmentation are drawn from seed and epoch, and dropout keeps its seeds among the variables of the network.
+    A context manager, which leaves no folder behind in which nothing was saved.
 
     Parameters
     ----------
@@ -81,6 +82,13 @@ class Checkpoints:
         self.state = State()
         if self._last.exists():
             self._read()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._last.exists():
+            self.remove()
 
     def _read(self) -> None:
         with np.load(self._last, allow_pickle=False) as archive:
@@ -123,7 +131,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _best(self, epoch: int) -> Path:
         return self._folder / f"best-{epoch:04d}.npz"

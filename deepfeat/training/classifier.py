@@ -13,6 +13,7 @@ from deepfeat.backbones.manifest import MODEL_NAME
 from deepfeat.errors import BackboneError, UsageError
 from deepfeat.provenance import SCORES
 from deepfeat.runtimes.keras import as_mixed, keras, layer_output, ops, pool, preprocess
+from deepfeat.runtimes.startup import single_precision
 
 #: Seed of the directions of the classes, the same for all networks: it makes their embeddings comparable.
 SPACE_SEED = 0
@@ -22,6 +23,7 @@ SPACE_SEED = 0
 SCALE = 16.0
 
 
+@single_precision()
 def build_classifier(backbone: Backbone, n_classes: int, embedding_dim: int | None, dropout: float, seed: int) -> Any:
     """Put an embedding and class scores on a backbone.
 
@@ -45,8 +47,7 @@ def build_classifier(backbone: Backbone, n_classes: int, embedding_dim: int | No
         raise UsageError("fine-tuning goes on from one layer: make the backbone with one, or none")
     base = backbone.build()
     taken = {layer.name for layer in base.layers}
-    output = base.outputs[0] if backbone.layers[0] is None else layer_output(base, backbone.layers[0])
-    x = embedding = pool(output, backbone.pooling)
+    x = embedding = pool(layer_output(base, backbone.layers[0]), backbone.pooling)
     if len(x.shape) != 2:
         raise UsageError("fine-tuning needs a vector for each image: make the backbone with a pooling")
     x = layers.Dropout(dropout, seed=seed, name=_free("head_dropout", taken))(x)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def finetune(
     ----------
     images : pandas.DataFrame or path
         A table with labels, or a folder with a sub-folder for each class. Images of the split "test" are
-        never looked at; those of the split "val" tell when to stop.
+        never looked at, apart from whether they are copies; those of the split "val" tell when to stop.
     backbone : str or Backbone
         With ``weights=None`` it is trained from scratch: use ``unfreeze=1.0, head_epochs=0``.
     path : path
@@ -91,7 +91,7 @@ def finetune(
     schedule : {"plateau", "cyclical", "constant"}
         Halve the learning rate after two epochs without a lower validation loss; or let it go from a quarter
         of the value given to that and back in four epochs [1]_; or leave it.
-    imbalance : {"class_weight", "resample", None} or mapping of label to weight
+    imbalance : {"class_weight", "resample", None}, or mapping or pandas.Series of label to weight
         Weigh each class in the loss by the inverse of its frequency; or show all classes equally often; or
         neither. The validation loss is weighted in the same way.
     augment : str, sequence of str or None
@@ -123,9 +123,10 @@ def finetune(
     Raises
     ------
     UsageError
-        For an argument that is not allowed, or if the path holds another training.
+        For an argument that is not allowed, or if the path holds another training, or something else is where the
+        manifest belongs.
     DataError
-        If the labels, groups or splits do not allow the training.
+        If the labels, groups or splits do not allow the training, or a file of the test equals one to train on.
     BackboneError
         If the network cannot be built, or the training diverges.
     LockedError
@@ -161,6 +162,7 @@ def finetune(
     given = dict(locals())
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
     file, base = _check(path, backbone)
+    _refuse_other_json(file)
     return _train_one(find_samples(images, positive), base, file, settings, None, progress)
 
 
@@ -185,7 +187,8 @@ def finetune_folds(
     path : path
         For "skin.keras" the networks are skin@fold0.keras, skin@fold1.keras and so on.
     cv : int, splitter or iterable of (train, test)
-        Folds; stratified, and grouped where images have groups.
+        Folds; stratified, and grouped where images have groups. Arrays of row numbers are of a table all of whose
+        rows are trained on: none of the test, without a label or that cannot be read.
     progress : bool
         As in `finetune`.
     **settings
@@ -218,10 +221,18 @@ def finetune_folds(
     checked = Settings(**settings)
     file, base = _check(path, backbone)
     samples = find_samples(images, checked.positive)
+    if samples.left_out and isinstance(cv, Iterable) and not hasattr(cv, "split"):
+        msg = (
+            f"cv has row numbers, and {samples.left_out} row(s) of the table are not trained on: take the rows of the "
+            "test, without a label or that cannot be read out of the table, and number the others"
+        )
+        raise UsageError(msg)
     folds = make_folds(samples.names, samples.sets, cv, checked.seed)
+    parts = [file.with_name(f"{file.stem}@fold{number}.keras") for number in range(len(folds))]
+    for part in parts:
+        _refuse_other_json(part)
     made = []
-    for number, (train_rows, _) in enumerate(folds):
-        part = file.with_name(f"{file.stem}@fold{number}.keras")
+    for number, (part, (train_rows, _)) in enumerate(zip(parts, folds, strict=True)):
         fold = {"number": number, "count": len(folds)}
         made.append(_train_one(samples.take(np.sort(train_rows)), base, part, checked, fold, progress))
     return made
@@ -238,6 +249,18 @@ def _check(path: str | os.PathLike[str], backbone: str | Backbone) -> tuple[Path
     return file, Backbone(backbone) if isinstance(backbone, str) else backbone
 
 
+def _refuse_other_json(file: Path) -> None:
+    """Refuse to write a manifest over a file that is none."""
+    beside = manifest_path(file)
+    if not beside.exists():
+        return
+    try:
+        Manifest.from_json(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{beside} is where the manifest of {file.name} belongs, and is none: move it, or pass another path"
+        raise UsageError(msg) from error
+
+
 def _train_one(
     samples: Samples, base: Backbone, file: Path, settings: Settings, fold: dict[str, int] | None, progress: bool
 ) -> Backbone:
@@ -249,11 +272,11 @@ def _train_one(
         if _is_finished(file, run):
             logger.info("%s is finished", file)
             return load_backbone(file)
-        checkpoints = Checkpoints(file.with_name(f"{file.name}.training"), run)
-        classifier, history = _train(samples, base, file, settings, checkpoints, progress)
-        facts = {"base": _describe(base, weights), "fold": fold, "run": run, "history": history}
-        _save(classifier, samples, base, settings, file, facts)
-        checkpoints.remove()
+        with Checkpoints(file.with_name(f"{file.name}.training"), run) as checkpoints:
+            classifier, history = _train(samples, base, file, settings, checkpoints, progress)
+            facts = {"base": _describe(base, weights), "fold": fold, "run": run, "history": history}
+            _save(classifier, samples, base, settings, file, facts)
+            checkpoints.remove()
     return load_backbone(file)
 
 
@@ -331,8 +354,8 @@ def _run_digest(samples: Samples, base: Backbone, weights: str, settings: Settin
     """Digest of everything that decides the training."""
     digest = hashlib.sha256(canonical_json({"settings": settings.to_record(), "spec": base.specs(weights)[0]}).encode())
     columns = samples.table[["group", "split"]].fillna("").itertuples(index=False)
-    for content, label, row in zip(samples.digests, samples.names, columns, strict=True):
-        digest.update(content + "\0".join([label, *row]).encode("utf-8", "surrogateescape") + b"\n")
+    for content, label, tie, row in zip(samples.digests, samples.names, samples.sets, columns, strict=True):
+        digest.update(content + "\0".join([label, str(tie), *row]).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from deepfeat.backbones import Backbone
 from deepfeat.computation import count_cores
-from deepfeat.datasets import as_table
+from deepfeat.datasets import as_table, digest_repeated
 from deepfeat.errors import DataError, DataWarning, UsageError
 from deepfeat.images import Preparation, stream_images
 from deepfeat.splits import hold_out, merge_groups
@@ -39,6 +39,8 @@ class Samples:
         Number of each image's class.
     sets : ndarray of shape (n,), int
         Images that must stay together.
+    left_out : int
+        Rows of the given table that are none of these: of the test, without a label, or not to be read.
     """
 
     table: pd.DataFrame
@@ -46,6 +48,7 @@ class Samples:
     classes: list[str]
     labels: np.ndarray
     sets: np.ndarray
+    left_out: int
 
     @property
     def names(self) -> np.ndarray:
@@ -69,7 +72,7 @@ def find_samples(images: Any, positive: str | None) -> Samples:
     Raises
     ------
     DataError
-        If no image is left, there is one class only, or a group is in train and test.
+        If no image is left, there is one class only, or a group or a file's content is in train and test.
     UsageError
         If no image has the positive label.
     """
@@ -77,7 +80,9 @@ def find_samples(images: Any, positive: str | None) -> Samples:
     labelled = table[table["label"].notna()]
     if len(labelled) < len(table):
         _warn(f"{len(table) - len(labelled)} image(s) without a label left out")
-    _refuse_shared_groups(labelled[labelled["split"] != "test"], labelled[labelled["split"] == "test"])
+    in_test = labelled["split"] == "test"
+    _refuse_shared_groups(labelled[~in_test], labelled[in_test])
+    _refuse_shared_files(labelled[~in_test], labelled[in_test])
     # Images without a label still tell which others stay together.
     known, digests = _digest_files(table[table["split"] != "test"].reset_index(drop=True))
     has_label = known["label"].notna().to_numpy()
@@ -97,7 +102,9 @@ def find_samples(images: Any, positive: str | None) -> Samples:
     labels = np.array([classes.index(name) for name in names])
     tied = merge_groups(known["group"].tolist(), digests)[has_label]
     sets = np.unique(tied, return_inverse=True)[1]
-    return Samples(train, list(itertools.compress(digests, has_label)), classes, labels, sets)
+    return Samples(
+        train, list(itertools.compress(digests, has_label)), classes, labels, sets, left_out=len(table) - len(train)
+    )
 
 
 def split_validation(samples: Samples, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +192,21 @@ def _refuse_shared_groups(train: pd.DataFrame, test: pd.DataFrame) -> None:
         msg = (
             f"{len(shared)} group(s) are in both train and test of the split (first: {shared[0]!r}): make a split with "
             "deepfeat.split_table"
+        )
+        raise DataError(msg)
+
+
+def _refuse_shared_files(train: pd.DataFrame, test: pd.DataFrame) -> None:
+    """Refuse images of the test that the network would see under another name."""
+    if test.empty:
+        return
+    digests = digest_repeated([*train["path"], *test["path"]])
+    learned = set(digests[: len(train)]) - {None}
+    copies = [name for name, digest in zip(test["image_id"], digests[len(train) :], strict=True) if digest in learned]
+    if copies:
+        msg = (
+            f"{len(copies)} image(s) of the test equal one to train on byte for byte (first: {copies[0]!r}): make a "
+            "split with deepfeat.split_table, or leave the copies out"
         )
         raise DataError(msg)
 

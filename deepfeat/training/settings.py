@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from numbers import Integral, Real
 from typing import Any
+
+import pandas as pd
 
 from deepfeat.backbones.network import check_choice
 from deepfeat.errors import UsageError
@@ -17,15 +20,15 @@ IMBALANCES = ("class_weight", "resample", None)
 
 #: Bounds of numbers: type, least, and the value that it stays below.
 _BOUNDS: dict[str, tuple[type, float, float]] = {
-    "head_epochs": (Integral, 0, float("inf")),
-    "epochs": (Integral, 0, float("inf")),
-    "patience": (Integral, 1, float("inf")),
-    "batch_size": (Integral, 1, float("inf")),
-    "head_learning_rate": (Real, 0, float("inf")),
-    "learning_rate": (Real, 0, float("inf")),
-    "l2": (Real, 0, float("inf")),
+    "head_epochs": (Integral, 0, inf),
+    "epochs": (Integral, 0, inf),
+    "patience": (Integral, 1, inf),
+    "batch_size": (Integral, 1, inf),
+    "head_learning_rate": (Real, 0, inf),
+    "learning_rate": (Real, 0, inf),
+    "l2": (Real, 0, inf),
     "dropout": (Real, 0, 1),
-    "seed": (Integral, 0, float("inf")),
+    "seed": (Integral, 0, inf),
 }
 
 
@@ -52,34 +55,48 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        augment = [self.augment] if isinstance(self.augment, str) else list(self.augment or ())
-        object.__setattr__(self, "augment", tuple(dict.fromkeys(augment)))
+        named = () if self.augment is None else self.augment
+        augment = [named] if isinstance(named, str) else list(named)
+        self._set("augment", tuple(dict.fromkeys(augment)))
         for name in augment:
             check_choice("augment", name, AUGMENTATIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        if not isinstance(self.imbalance, Mapping):
-            check_choice("imbalance", self.imbalance, IMBALANCES)
+        self._set("imbalance", _read_imbalance(self.imbalance))
         for name, (kind, least, below) in _BOUNDS.items():
-            _check_number(name, getattr(self, name), kind, least, below)
+            self._set(name, _read_number(name, getattr(self, name), kind, least, below))
         if not isinstance(self.unfreeze, str):
-            _check_number("unfreeze", self.unfreeze, Real, 0, 1.0000001)
+            self._set("unfreeze", _read_number("unfreeze", self.unfreeze, Real, 0, 1.0000001))
         if self.embedding_dim is not None:
-            _check_number("embedding_dim", self.embedding_dim, Integral, 2, float("inf"))
+            self._set("embedding_dim", _read_number("embedding_dim", self.embedding_dim, Integral, 2, inf))
         if not isinstance(self.val_size, Real) or not 0 < self.val_size < 1:
             msg = f"val_size is {self.val_size!r}: use a share between 0 and 1, such as 0.15"
             raise UsageError(msg)
+        self._set("val_size", float(self.val_size))
         if self.head_epochs + self.epochs == 0:
             raise UsageError("head_epochs and epochs are both 0: there is nothing to train")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
-def _check_number(name: str, value: Any, kind: type, least: float, below: float) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < below:  # type: ignore[operator]
-        what = "a whole number" if kind is Integral else "a number"
-        upper = "" if below == float("inf") else f" and at most {below:.6g}" if below > 1 else f" and below {below:g}"
+def _read_imbalance(given: Any) -> Any:
+    """Check what is done about classes of different sizes; weights become numbers of Python by label."""
+    if not isinstance(given, Mapping | pd.Series):
+        check_choice("imbalance", given, IMBALANCES)
+        return given
+    return {str(label): _read_number(f"imbalance of {label!r}", w, Real, 0, inf) for label, w in given.items()}
+
+
+def _read_number(name: str, value: Any, kind: type[Any], least: float, below: float) -> int | float:
+    """Check a number, which becomes one of Python: Keras and JSON do not take all of NumPy's."""
+    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < below:
+        what = "a whole number" if kind is Integral else "a finite number" if below == inf else "a number"
+        upper = "" if below == inf else f" and at most {below:.6g}" if below > 1 else f" and below {below:g}"
         msg = f"{name} is {value!r}: use {what} of at least {least:g}{upper}"
         raise UsageError(msg)
+    return int(value) if kind is Integral else float(value)
