@@ -11,6 +11,7 @@ import csv as csv_module
 import hashlib
 import io
 import os
+import re
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
@@ -25,6 +26,8 @@ from deepfeat.errors import DataError, DataWarning, ImageError, UsageError
 from deepfeat.images import SUFFIXES, read_bytes, stamp_file
 
 COLUMNS = ("image_id", "path", "label", "group", "split")
+
+_WHOLE_AS_FLOAT = re.compile(r"-?\d+\.0+", re.ASCII)
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -354,12 +357,17 @@ def _table(
             "image_id": image_id,
             "path": path,
             "label": label or missing,
-            "group": group or missing,
+            "group": [_name_group(name) for name in group or missing],
             "split": split or missing,
         },
         # File names that are not UTF-8 do not fit into the text columns of Arrow.
         dtype=object,
     )
+
+
+def _name_group(name: str | None) -> str | None:
+    # As pandas writes 1 where another row has no group; a patient of two names would be in train and test.
+    return name[: name.index(".")] if name and _WHOLE_AS_FLOAT.fullmatch(name) else name
 
 
 def _texts(column: pd.Series) -> list[str | None]:
@@ -631,7 +639,7 @@ def relabel(table: pd.DataFrame, labels: pd.Series | Mapping[str, str | None]) -
     else:
         msg = f"labels is a {type(labels).__name__}: pass a Series by image id, or a mapping of old labels to new ones"
         raise UsageError(msg)
-    renamed = pd.Series(new, dtype=object)
+    renamed, old = pd.Series(new, dtype=object), table["label"].dropna().tolist()
     # Those of arrays may be numbers, and stay so where all are.
-    are_text = any(isinstance(label, str) for label in [*table["label"], *new])
-    return table.assign(label=_texts(renamed) if are_text else renamed)
+    are_numbers = bool(old) and not any(isinstance(label, str) for label in [*old, *new])
+    return table.assign(label=renamed if are_numbers else _texts(renamed))

@@ -328,14 +328,16 @@ class _Run:
         job = Job(backbone, digest, options.views, *kind)
         self.name, self.keys = backbone.name, job.keys
         records = {key: writer.store.records_or_missing(key) for key in self.keys}
-        wanted = {key: set(plan_rows(records[key], stamps)) for key in self.keys}
-        views = [v for v in options.views if any(wanted[key] for key in replace(job, views=(v,)).keys)]
+        wanted = {key: np.zeros(len(records[key]), bool) for key in self.keys}
+        for key, rows in wanted.items():
+            rows[plan_rows(records[key], stamps)] = True
+        views = [v for v in options.views if any(wanted[key].any() for key in replace(job, views=(v,)).keys)]
         self.job = replace(job, views=tuple(views) or options.views)
         self._blocks: list[Block] = []
         self._records = [records[key] for key in self.job.keys]
         # A block that has a row keeps it as it is, whatever another one lacks.
         self._wanted = [wanted[key] for key in self.job.keys]
-        self.rows = set().union(*self._wanted)
+        self.rows = set(np.flatnonzero(np.logical_or.reduce(self._wanted)).tolist())
         self.counts = Counter({"done before": len(stamps) - len(self.rows)})
         if self.rows and backbone.weights is None:
             logger.warning("%s has random weights (seed %d): a baseline at best", backbone.name, backbone.seed)
@@ -437,7 +439,8 @@ def find_unfit(output: Output, dtype: str) -> dict[int, str]:
     """Rows with features that are no numbers, or would be none in the type in which they are stored, and why."""
     unfit = {}
     for features in output.by_view:
-        largest = np.abs(features.reshape(len(features), -1)).max(axis=1)
+        flat = features.reshape(len(features), -1)
+        largest = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
         for number in np.flatnonzero(~(largest <= np.finfo(dtype).max)):
             unfit[output.rows[number]] = (
                 f"the largest feature is {largest[number]:g}, and float16 ends at 65,504: store them as float32"
@@ -451,8 +454,8 @@ def _rows(images: Sequence[LoadedImage]) -> list[int]:
     return [image.row for image in images]
 
 
-def _among(images: Sequence[LoadedImage], rows: Collection[int]) -> list[LoadedImage]:
-    return [image for image in images if image.row in rows]
+def _among(images: Sequence[LoadedImage], wanted: np.ndarray) -> list[LoadedImage]:
+    return [image for image in images if wanted[image.row]]
 
 
 def make_records(images: Sequence[LoadedImage]) -> np.ndarray:

@@ -306,8 +306,8 @@ def test_checkpoint_truncated_is_an_error_of_ours(tmp_path, keep):
         ({"input_size": (224,)}, "height and width"),
         ({"input_size": "224"}, "height and width"),
         ({"weights": "nowhere.h5"}, "'nowhere.h5' is not a file"),
-        ({"layer": []}, r"layer is \[\]: use None, the name of a layer, or a list of names"),
-        ({"layer": ["block_1_expand", None]}, "or a list of names"),
+        ({"layer": []}, r"layer is \[\]: use None, for the output, the name of a layer, or a list of these"),
+        ({"layer": ["block_1_expand", 3]}, "or a list of these"),
         ({"layer": 3}, "layer is 3: use None"),
     ],
 )

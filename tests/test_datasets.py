@@ -1015,6 +1015,32 @@ def test_relabel(labels, expected):
     assert values(table, "label") == ["A", "B", "C", None]
 
 
+def test_groups_have_one_name_however_a_file_is_read(tmp_path):
+    """As pandas writes whole numbers where one is missing, and reads them again."""
+    (tmp_path / "a.csv").write_text(
+        "image,label,patient\nx,A,1.0\ny,B,\nz,B,12.0\nv,A,1.5\nw,A,007\n", encoding="utf-8"
+    )
+    for name in "xyzvw":
+        (tmp_path / f"{name}.png").touch()
+    text = read_csv(tmp_path / "a.csv", tmp_path, group="patient")
+    assert dict(zip(text["image_id"], text["group"], strict=True)) == {
+        "x": "1",
+        "y": None,
+        "z": "12",
+        "v": "1.5",
+        "w": "007",
+    }
+    numbers = text.assign(group=[1.0, None, 12.0, 1.5, "007"])
+    assert values(check_table(numbers), "group") == values(text, "group")
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0.0, 1.0, None]])
+def test_labels_of_images_without_any_become_text(labels):
+    table = make_table([None] * len(labels))
+    series = pd.Series(labels, index=table["image_id"])
+    assert values(relabel(table, series), "label") == ["0", "1", None][: len(labels)]
+
+
 def test_relabel_of_labels_that_are_no_text():
     assert values(relabel(make_table([0, 1, 2]), {0: "no", 1: "yes"}), "label") == ["no", "yes", "2"]
 

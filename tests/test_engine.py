@@ -146,9 +146,10 @@ def test_hinge_loss_is_solved_along_the_whole_grid(n, d, dtype):
     """Rows that overlap, or can be told apart: after a hundred steps or so, where thousands do not help a bad start."""
     rng = np.random.default_rng(n)
     y = np.arange(n) % 2
-    X = (rng.normal(size=(n, d)) + 0.1 * y[:, None]).astype(dtype)
-    result = deepfeat.fit_svm((X, y), loss="hinge", param_grid={"C": [1e-4, 0.01, 1, 100]}, cv=2, test=None)
-    assert result.cv_results["gap"].between(-1e-12, 1e-9).all()
+    shared = rng.normal(size=(n, 20)) @ (rng.normal(size=(20, d)) * np.geomspace(10, 0.1, 20)[:, None])
+    X = (shared + rng.normal(size=(n, d)) + 0.1 * y[:, None]).astype(dtype)
+    result = deepfeat.fit_svm((X, y), loss="hinge", param_grid={"C": [1e-4, 0.01, 1, 1e4]}, cv=2, test=None)
+    assert result.cv_results["gap"].between(-1e-12, 1e-6).all()
     C = 0.01
     scaled = StandardScaler().fit_transform(X).astype(np.float64)
     expected = tight("hinge", C, "balanced").fit(scaled, y).decision_function(scaled)

@@ -14,8 +14,9 @@ import deepfeat
 from deepfeat import computation
 from deepfeat.backbones import registry
 from deepfeat.backbones.network import PREPROCESSINGS, untrained
+from deepfeat.computation import Output
 from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
-from deepfeat.extraction import plan_rows
+from deepfeat.extraction import find_unfit, plan_rows
 from deepfeat.images import FileStamp
 from deepfeat.runtimes.keras import KerasRuntime
 from deepfeat.store import DONE, FAILED, RECORD
@@ -254,6 +255,19 @@ def test_blocks_that_have_a_row_keep_it_when_another_view_or_layer_lacks_it(fold
     np.testing.assert_allclose(
         store.features("Tiny:second", kept), expected_features(folder, kept), rtol=1e-4, atol=1e-5
     )
+
+
+def test_output_and_a_layer_are_blocks_of_one_pass(folder, cache, computed):
+    store = extract(folder, cache, deepfeat.Backbone(**TINY, layer=[None, "first"]))
+    assert store.blocks["name"].tolist() == ["Tiny", "Tiny:first"]
+    assert computed == [10]
+
+
+def test_rows_without_numbers_have_nothing_that_does_not_fit():
+    assert find_unfit(Output([0, 1], [np.empty((2, 3, 3, 0), np.float32)]), "float16") == {}
+    layer = np.array([[1.0, -7e4], [-np.inf, 0], [np.nan, 1], [1, 2]], np.float32)
+    assert find_unfit(Output([4, 5, 6, 7], [layer]), "float16").keys() == {4, 5, 6}
+    assert find_unfit(Output([4, 5, 6, 7], [layer]), "float32").keys() == {5, 6}
 
 
 def test_view_that_is_added_is_computed_alone(folder, cache, computed):

@@ -61,7 +61,7 @@ def test_weights_of_one_class_against_the_rest_can_be_given_back():
     X, y, _ = clusters(labels=("MEL", "NV"))
     weights = {"not MEL": 1.0, "MEL": 5.0}
     result = deepfeat.fit_svm((X, y), positive="MEL", class_weight=weights, param_grid=GRID, test=None)
-    assert result.best_params["class_weight"] == weights
+    assert result.best_params["class_weight"] == result.cv_results["class_weight"][0] == weights
     again = deepfeat.fit_svm(
         (X, y), positive="MEL", class_weight=result.best_params["class_weight"], param_grid=GRID, test=None
     )

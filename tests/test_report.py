@@ -24,6 +24,7 @@ from deepfeat.report.pictures import load_pictures, make_sheets, overlay, pictur
 from deepfeat.report.projection import project
 from deepfeat.report.sections import _choices
 from deepfeat.report.tables import fold_table
+from deepfeat.store import StoreWriter
 
 
 @pytest.fixture(scope="module")
@@ -446,6 +447,20 @@ def test_store_whose_images_have_other_contents(arrays, tmp_path, build_store, m
     assert "images have other contents" in section(written(moved, tmp_path), "map")
     del moved.provenance["contents"]  # as of a result that was saved before there were any
     assert section(written(moved, tmp_path), "map").count('class="point') == 40
+
+
+def test_imported_features_are_known_by_their_values(arrays, tmp_path, make_table):
+    """What is known of the files may change: nothing at first, and their contents when a network has seen them."""
+    X, y, _ = arrays
+    table = make_table(len(X), label=y.tolist())
+    deepfeat.import_features(X, table.drop(columns="path"), tmp_path / "f.h5", name="clinic")
+    result = deepfeat.fit_svm(tmp_path / "f.h5", test=None, cv=2, param_grid={"C": [0.01]})
+    with StoreWriter(tmp_path / "f.h5") as writer:
+        block = writer.store.structure.blocks[0]
+        records = writer.store.records(block.key).copy()
+        records["digest"] += 1
+        writer.write(block, list(range(len(X))), writer.store.features(block.key), records)
+    assert section(written(result, tmp_path), "map").count('class="point') == 40
 
 
 def test_map_of_folds_says_that_they_flatter(result, tmp_path):

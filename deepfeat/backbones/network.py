@@ -179,19 +179,21 @@ def randomise(model: keras.Model, build: Callable[[], keras.Model], seed: int) -
 def _drawn_by_build(model: keras.Model, kernels: Sequence[Any], build: Callable[[], keras.Model]) -> list[Any]:
     """Weights other than these kernels that differ from one build to the next."""
     known = {id(kernel) for kernel in kernels}
-    rest = {number: weight.numpy() for number, weight in enumerate(model.weights) if id(weight) not in known}
+    values = {number: weight.numpy() for number, weight in enumerate(model.weights) if id(weight) not in known}
+    rest = {number: value for number, value in values.items() if value.size}
+    varied = [number for number, value in rest.items() if (value != value.flat[0]).any()]
     # Nearly always, so that nothing need be built twice.
-    if all((values == values.flat[:1]).all() for values in rest.values()):
+    if not varied:
         return []
     others = build().weights
-    shared = [model.weights[number].path for number in rest if others[number] is model.weights[number]]
+    shared = [model.weights[number].path for number in varied if others[number] is model.weights[number]]
     if shared:
         msg = (
             f"{model.name!r} has the same weights in each call of the function that builds it ({shared[0]}), which may "
             "be random: let the function make a new network in each call, or pass weights=<file>"
         )
         raise BackboneError(msg)
-    return [model.weights[number] for number, values in rest.items() if (values != others[number].numpy()).any()]
+    return [model.weights[number] for number, value in rest.items() if (value != others[number].numpy()).any()]
 
 
 def model_digest(model: keras.Model) -> str:

@@ -245,11 +245,11 @@ class Backbone:
         return [{**spec, "space": space} if space and spec["layer"] is None else spec for spec in specs]
 
 
-def _parse_layers(layers: Any) -> tuple[str, ...]:
+def _parse_layers(layers: Any) -> tuple[str | None, ...]:
     """Several names of layers."""
     names = tuple(layers) if isinstance(layers, Iterable) else ()
-    if not names or not all(isinstance(name, str) for name in names):
-        msg = f"layer is {layers!r}: use None, the name of a layer, or a list of names"
+    if not names or not all(isinstance(name, str | None) for name in names):
+        msg = f"layer is {layers!r}: use None, for the output, the name of a layer, or a list of these"
         raise UsageError(msg)
     return names
 

@@ -14,6 +14,7 @@ from deepfeat.datasets import as_table
 from deepfeat.errors import DataError, StoreError, UsageError
 from deepfeat.provenance import digest_contents
 from deepfeat.store import FeatureStore, open_features
+from deepfeat.store.layout import is_imported
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
@@ -97,11 +98,12 @@ def _find_features(
 def _with_all(store: FeatureStore, result: SVMResult, keys: Sequence[str]) -> FeatureStore:
     """A store, if it has the blocks and the images of a result, with the contents that they had."""
     ids, contents = result.predictions.index.tolist(), result.provenance.get("contents")
-    records = [store.records(key) for key in keys]
+    blocks = [store.find(key) for key in keys]
     positions = store.positions(ids)
-    for block in records:
-        # Results that were saved before contents were recorded have none.
-        if contents is not None and digest_contents(ids, map(bytes, block["digest"][positions])) != contents:
+    # The key of imported features holds their values; results that were saved before contents were recorded have none.
+    checked = [] if contents is None else [block.key for block in blocks if not is_imported(block.spec)]
+    for key in checked:
+        if digest_contents(ids, map(bytes, store.records(key)["digest"][positions])) != contents:
             msg = (
                 f"{store.path}: images have other contents than when the classifier was fitted, and their features "
                 "are not those of its predictions: fit it again"

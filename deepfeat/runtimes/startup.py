@@ -10,8 +10,32 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-#: Held while Keras is set to float32; a network may be loaded while another is built.
-_PRECISION = threading.RLock()
+
+class _Floatx:
+    """Keras' floatx, which is that of all threads: float32 from the first that wants it to the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._wanted, self._before = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        from keras import config
+
+        with self._lock:
+            if not self._wanted:
+                self._before = config.floatx()
+                config.set_floatx("float32")
+            self._wanted += 1
+
+    def __exit__(self, *_: object) -> None:
+        from keras import config
+
+        with self._lock:
+            self._wanted -= 1
+            if not self._wanted:
+                config.set_floatx(self._before)
+
+
+_FLOAT32 = _Floatx()
 
 
 @contextlib.contextmanager
@@ -57,20 +81,15 @@ def quiet_start() -> Iterator[None]:
 
 @contextlib.contextmanager
 def single_precision() -> Iterator[None]:
-    """Have Keras make networks in float32, whatever it is set to: the key of features says in which they computed.
-
-    Keras' floatx is that of all threads, so that one at a time changes it.
-    """
+    """Have Keras make networks in float32, whatever it is set to: the key of features says in which they computed."""
     from keras import config
 
-    with _PRECISION:
-        policy, floatx = config.dtype_policy(), config.floatx()
-        config.set_floatx("float32")
+    with _FLOAT32:
+        policy = config.dtype_policy()
         config.set_dtype_policy("float32")
         try:
             yield
         finally:
-            config.set_floatx(floatx)
             config.set_dtype_policy(policy)
 
 

@@ -140,14 +140,16 @@ class _Journal:
     size: int
     before: bytes
 
-    def fits(self, base: BinaryIO) -> bool:
+    def fits(self, path: Path) -> bool:
         """Whether a file is as it was before the change, as after it, or partly both, as a kill leaves it."""
-        for number, at in zip(sorted(self.pages), range(0, len(self.before), PAGE), strict=False):
-            end = max(0, self.size - number * PAGE)
-            pages = _read_page(base, number), self.before[at : at + PAGE], self.pages[number]
-            now, old, new = (np.frombuffer(page, np.uint8)[:end] for page in pages)
-            if not ((now == old) | (now == new)).all():
-                return False
+        # What was read ahead a moment ago may have changed.
+        with open(path, "rb", buffering=0) as file:
+            for number, at in zip(sorted(self.pages), range(0, len(self.before), PAGE), strict=False):
+                end = max(0, self.size - number * PAGE)
+                pages = _read_page(file, number), self.before[at : at + PAGE], self.pages[number]
+                now, old, new = (np.frombuffer(page, np.uint8)[:end] for page in pages)
+                if not ((now == old) | (now == new)).all():
+                    return False
         return True
 
 
@@ -199,7 +201,7 @@ def viewing(path: Path) -> Iterator[View]:
         If the journal is of another file.
     """
     with open(path, "rb") as base:
-        found = _find_journal(path, base)
+        found = _find_journal(path)
         overlay = Overlay(base, found.pages, found.size) if found else Overlay(base)
         with h5py.File(overlay, "r") as file:
             yield View(file, overlay, overlay.size, pending=found is not None)
@@ -220,9 +222,9 @@ def replay(path: Path) -> bool:
     StoreError
         If the journal is of another file.
     """
-    with open(path, "r+b") as file:
-        found = _find_journal(path, file)
-        if found is not None:
+    found = _find_journal(path)
+    if found is not None:
+        with open(path, "r+b") as file:
             for number in sorted(found.pages):
                 file.seek(number * PAGE)
                 file.write(found.pages[number][: found.size - number * PAGE])
@@ -260,7 +262,7 @@ def _draft_path(path: Path) -> Path:
     return journal_path(path).with_suffix(".journal.draft")
 
 
-def _read_page(file: BinaryIO, number: int) -> bytes:
+def _read_page(file: BinaryIO | io.RawIOBase, number: int) -> bytes:
     file.seek(number * PAGE)
     return file.read(PAGE).ljust(PAGE, b"\0")
 
@@ -281,9 +283,9 @@ def _write_journal(path: Path, overlay: Overlay) -> None:
     sync_folder(draft.parent)
 
 
-def _find_journal(path: Path, base: BinaryIO) -> _Journal | None:
+def _find_journal(path: Path) -> _Journal | None:
     """Read the journal of a file; None where there is no complete one, and an error where it is of another file."""
-    while (journal := _read_journal(path)) is not None and not journal.fits(base):
+    while (journal := _read_journal(path)) is not None and not journal.fits(path):
         # Where it is gone, a writer has carried it out meanwhile, and may have written rows since.
         if _read_journal(path) == journal:
             msg = (

@@ -362,7 +362,11 @@ class FeatureStore:
         return self._maps[place]
 
     def _refuse_another_file(self) -> None:
-        if self.path.exists() and not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+        try:
+            now = os.stat(self.path)
+        except FileNotFoundError:
+            return  # what was deleted is still open here
+        if not os.path.samestat(now, os.fstat(self._file.fileno())):
             msg = f"{self.path} was made anew, or replaced, since it was opened: open it again"
             raise StoreError(msg)
 
@@ -524,8 +528,8 @@ class FeatureStore:
             if len(differ):
                 msg = (
                     f"{self.find(blocks[0]).name} and {self.find(block).name} saw different contents of "
-                    f"{len(differ)} image(s) (first: {self.table['image_id'][positions[differ[0]]]!r}): extract both "
-                    "again, or import again what was imported"
+                    f"{len(differ)} image(s) (first: {self.table['image_id'][positions[differ[0]]]!r}), or one does "
+                    "not know which: extract both again, or import again what was imported"
                 )
                 raise DataError(msg)
         digests = [digest.tobytes() if known else None for digest, known in zip(first["digest"], done, strict=True)]

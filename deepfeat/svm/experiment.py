@@ -268,8 +268,8 @@ def fit_svm(
     evaluation = evaluate_predictions(predictions, classes, positive, evaluated_on)
     result = SVMResult(
         pipeline=learned.search.pipeline,
-        best_params=_by_name(learned.search.best_params, classes, positive),
-        cv_results=learned.search.cv_results,
+        best_params=_name_classes(learned.search.best_params, classes),
+        cv_results=_name_classes(learned.search.cv_results, classes),
         metrics=evaluation.metrics,
         per_class=evaluation.per_class,
         confusion=evaluation.confusion,
@@ -280,9 +280,9 @@ def fit_svm(
         views=samples.views,
         evaluated_on=evaluated_on,
         scoring=str(scoring),
-        subsets=learned.tried,
+        subsets=_name_classes(learned.tried, classes),
         nested=estimate,
-        nested_choices=choices if nested else None,
+        nested_choices=_name_classes(choices, classes) if nested else None,
         calibrator=learned.calibrator,
         threshold=learned.threshold,
         wish=str(wish) if isinstance(wish, Wish) else None,
@@ -469,12 +469,19 @@ def _by_target(class_weight: Any, classes: list[Any], positive: str | None) -> A
     return class_weight
 
 
-def _by_name(params: dict[str, Any], classes: list[Any], positive: str | None) -> dict[str, Any]:
-    """Parameters with the names of the two classes of a one-against-the-rest problem for False and True."""
-    weight = params["class_weight"]
-    if positive is None or not isinstance(weight, Mapping):
-        return params
-    return {**params, "class_weight": {classes[int(label)]: value for label, value in weight.items()}}
+def _name_classes(found: Any, classes: list[Any]) -> Any:
+    """Put the names of the classes for the False and True of class weights, in parameters or in tables of them."""
+    if isinstance(found, Mapping):
+        named = {False: classes[0], True: classes[-1]}
+        return {
+            named[bool(key)] if isinstance(key, bool | np.bool_) else key: _name_classes(value, classes)
+            for key, value in found.items()
+        }
+    if isinstance(found, pd.DataFrame):
+        columns = [column for column in ("class_weight", "best_params") if column in found]
+        named_columns = {c: [_name_classes(value, classes) for value in found[c]] for c in columns}
+        return found.assign(**{c: pd.Series(values, found.index, object) for c, values in named_columns.items()})
+    return found
 
 
 def _predictions(

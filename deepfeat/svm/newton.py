@@ -43,6 +43,9 @@ _LONGEST = 10.0
 #: At most so much do the slopes of the first round add to the Hessian's trace for each active row.
 _FIRST_SLOPE = 10.0
 
+#: Gap at which rounds end where one does not halve it.
+_ROUNDING = 1e-7
+
 #: A round of new multipliers that leaves more than this part of the gap doubles the slope for the next.
 _PROGRESS = 0.2
 
@@ -133,7 +136,8 @@ def solve(problem: Problem, C: float, before: float, state: State, systems: Syst
     slope, steps, last = np.minimum(cap, _FIRST_SLOPE / mean_square(problem.rows)), 0, np.inf
     for _ in range(MAX_ROUNDS):
         steps += minimise(problem, C, Pieces(slope, multipliers, cap), state, systems, tolerance)[0]
-        if state.gap <= tolerance:
+        # Steeper slopes would tell rounding apart, and nothing else.
+        if state.gap <= tolerance or (state.gap <= _ROUNDING and state.gap > 0.5 * last):
             break
         if state.gap > _PROGRESS * last:
             slope = 2 * slope

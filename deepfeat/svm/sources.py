@@ -139,7 +139,10 @@ def _refuse_versions(store: FeatureStore, sources: Sequence[Source]) -> None:
     for name in names:
         if names.count(name) > 1:
             keys = " and ".join(block.key[:8] for block in imported if block.name == name)
-            msg = f"{store.path} has several imported blocks {name!r} ({keys}): name the one that is meant by its key"
+            msg = (
+                f"{store.path} has several imported blocks {name!r} ({keys}): name the one that is meant by its key, "
+                "or import all images in one call"
+            )
             raise DataError(msg)
 
 
