@@ -146,10 +146,11 @@ def test_killed_worker_costs_its_shards_alone(folder, tmp_path, client, small_sh
 
     def kill_once(self, images, *others):
         stored.extend(image.row for image in images)
-        store(self, images, *others)
+        outcome = store(self, images, *others)
         if pids:
             os.kill(pids.pop(), signal.SIGKILL)
             pids.clear()
+        return outcome
 
     monkeypatch.setattr(extraction._Run, "store", kill_once)
     there = extract(folder, tmp_path / "there.h5", client=client)
@@ -233,8 +234,9 @@ def test_lost_scheduler_leaves_a_resumable_store(folder, tmp_path, small_shards,
     with dask_distributed.LocalCluster(**options) as short, dask_distributed.Client(short) as client:
 
         def close_after(self, *given):
-            store(self, *given)
+            outcome = store(self, *given)
             short.close()
+            return outcome
 
         monkeypatch.setattr(extraction._Run, "store", close_after)
         with pytest.raises(ClusterError, match="the connection to the cluster was lost"):

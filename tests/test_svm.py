@@ -239,7 +239,7 @@ def test_positive_is_one_class_against_the_rest(store):
     result = deepfeat.fit_svm(store, positive="MEL", param_grid=C_GRID, class_weight={"MEL": 3, "not MEL": 1})
     assert result.classes == ["not MEL", "MEL"]
     assert set(result.predictions["label"]) == {"not MEL", "MEL"}
-    assert result.best_params["class_weight"] == {True: 3, False: 1}
+    assert result.best_params["class_weight"] == {"MEL": 3, "not MEL": 1}
     chosen = result.predictions["MEL"] > 0
     assert (result.predictions["predicted"][chosen] == "MEL").all()
     assert (result.predictions["predicted"][~chosen] == "not MEL").all()

@@ -29,7 +29,7 @@ _SMALL = 100_000
 #: A solution whose duality gap in float64 is below this part of the objective counts as converged.
 CONVERGED = 1e-5
 
-#: Principal directions that become coordinates.
+#: Principal directions that become coordinates; of few coordinates the half.
 _LEADING = 64
 
 #: Rows that are turned into float64 at once.
@@ -185,19 +185,21 @@ class _Reflection:
             basis = leading_directions(moment)
         left, _, right = np.linalg.svd(basis[: basis.shape[1]])
         # Turned within its span, the basis differs from the first coordinates by what one reflection undoes.
-        self._normals = basis @ (left @ right).T - np.eye(*basis.shape)
-        self._twice = 2 * np.linalg.pinv(self._normals, rcond=1e-8)
+        normals, sizes, _ = np.linalg.svd(basis @ (left @ right).T - np.eye(*basis.shape), full_matrices=False)
+        # Of unit length: short ones, of directions that are nearly coordinates already, would let rounding grow.
+        self._normals = normals[:, sizes > 1e-8]
         turned = None if moment is None else self.back(self.back(moment).T)
         self.shared = Rows(self.back(rows), turned, known.gram, n_problems)
 
     def back(self, rows: np.ndarray) -> np.ndarray:
         """Reflect rows or coefficients, of shape (n, p); twice makes what was."""
-        return np.asarray(rows - (rows @ self._normals.astype(rows.dtype)) @ self._twice.astype(rows.dtype))
+        normals = self._normals.astype(rows.dtype)
+        return np.asarray(rows - (rows @ (2 * normals)) @ normals.T)
 
 
 def leading_directions(moment: np.ndarray) -> np.ndarray:
     """Nearly the principal directions with the largest variance, by subspace iteration; of shape (p, q)."""
-    basis = np.random.default_rng(0).standard_normal((len(moment), min(_LEADING, len(moment))))
+    basis = np.random.default_rng(0).standard_normal((len(moment), min(_LEADING, len(moment) // 2)))
     for _ in range(4):
         basis = np.linalg.qr((moment @ basis.astype(moment.dtype)).astype(np.float64))[0]
     return basis
