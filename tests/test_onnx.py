@@ -32,7 +32,7 @@ POOLINGS = {
 }
 
 
-def write(file, *, last=False, side=SIDE, batch="n", channels=3, external=False, kind=None):
+def write(file, *, last=False, side=SIDE, batch="n", channels=3, external=False, kind=None, outputs=None):
     """A convolution of one pixel, named "first", and a rectifier; channels last by transposing at both ends.
 
     External weights are in "weights.bin", or the file that is named; an input of another kind is cast.
@@ -59,7 +59,7 @@ def write(file, *, last=False, side=SIDE, batch="n", channels=3, external=False,
         nodes,
         "tiny",
         [helper.make_tensor_value_info(given, kind or onnx.TensorProto.FLOAT, shapes[0])],
-        [helper.make_tensor_value_info(made, onnx.TensorProto.FLOAT, shapes[1])],
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shapes[1]) for name in outputs or [made]],
         [numpy_helper.from_array(kernel[:, :, None, None], "kernel")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -103,6 +103,14 @@ def test_layers_are_named_by_node_or_output(tmp_path, names, last):
     first, second = runtime(pictures(2))
     np.testing.assert_allclose(first, maps_of(pictures(2), rectified=False), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(second, maps_of(pictures(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_one_of_several_outputs_is_named_and_not_guessed(tmp_path):
+    file = write(tmp_path / "mine.onnx", outputs=("y", "maps"))
+    with pytest.raises(BackboneError, match="has outputs 'y', 'maps': name the layer that gives features"):
+        open_any(deepfeat.load_backbone(file, preprocess="tf"))
+    (features,) = open_any(deepfeat.load_backbone(file, preprocess="tf", layer="maps"))(pictures(2))
+    np.testing.assert_allclose(features, maps_of(pictures(2), rectified=False).mean(axis=(1, 2)), rtol=1e-4, atol=1e-4)
 
 
 def test_size_and_batch_of_the_file_can_be_other(tmp_path):

@@ -54,8 +54,8 @@ def load_backbone(
         size is refused when the network is built.
     layer, pooling, resize
         As in `Backbone`. A classifier's own output is its class scores: name
-        the layer before them, in an ONNX file a node or a node's output. Of several outputs in a list the first is
-        taken; a Keras model with a dict of them needs a layer. The output of a network of
+        the layer before them, in an ONNX file a node or a node's output. Of a Keras model's outputs in a list the first
+        is taken; where outputs have names, in a dict or an ONNX file, several need a layer. The output of a network of
         `finetune` is its embedding, and its layer ``scores`` has the probabilities of the classes.
     custom_objects : mapping, optional
         Classes and functions of one's own that a Keras model names.

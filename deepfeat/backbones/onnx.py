@@ -124,7 +124,8 @@ def feature_network(
     Raises
     ------
     BackboneError
-        If there is no such layer, or the type of the input does not hold the pixels after preprocessing.
+        If there is no such layer, if no layer is named and there are several outputs, or if the type of the input does
+        not hold the pixels after preprocessing.
     """
     import openvino as ov
     from openvino.preprocess import ColorFormat, PrePostProcessor
@@ -132,7 +133,7 @@ def feature_network(
     network = read_onnx(file, shape[:2])
     _check_type(network, preprocessing, file)
     layout = _layout(network)
-    maps = [network.outputs[0] if layer is None else _layer_output(network, layer, file) for layer in layers]
+    maps = [_layer_output(network, layer, file) for layer in layers]
     last = [layout == "NHWC" and value in _sources(network) for value in maps]
     maps = [value.node.input_value(0) if value.node.get_type_name() == "Result" else value for value in maps]
     pooled = [_pool(value, pooling, channels_last) for value, channels_last in zip(maps, last, strict=True)]
@@ -162,8 +163,14 @@ def _sources(network: Any) -> list[Any]:
     return [*network.outputs, *(output.node.input_value(0) for output in network.outputs)]
 
 
-def _layer_output(network: Any, name: str, file: Path) -> Any:
-    """What a node of a name, or one whose output has that name, computes."""
+def _layer_output(network: Any, name: str | None, file: Path) -> Any:
+    """What a node of a name, or one whose output has that name, computes; the network's only output, if None."""
+    if name is None:
+        if len(network.outputs) > 1:
+            named = ", ".join(repr(output.any_name) for output in network.outputs)
+            msg = f"{file} has outputs {named}: name the layer that gives features"
+            raise BackboneError(msg)
+        return network.outputs[0]
     values = {op.get_friendly_name(): op.output(0) for op in network.get_ordered_ops() if op.get_output_size()}
     values |= {n: value for op in network.get_ordered_ops() for value in op.outputs() for n in value.names}
     if name not in values:
