@@ -558,15 +558,23 @@ def test_store_merge_export_and_import(cache, tmp_path, capsys):
     assert imported.table["label"].value_counts().to_dict() == {"bright": 12, "dark": 12}
 
 
-def finetune_command(folder, output, *more):
-    fast = ["--input-size", "32", "--head-epochs", "1", "--epochs", "1", "--unfreeze", "head_conv", "--batch-size", "8"]
-    backbone = ["--backbone", "EfficientNetLite0", "--output", str(output)]
-    return ["finetune", str(folder), *backbone, "--quiet", *fast, *more]
+FAST = ["--quiet", "--head-epochs", "1", "--epochs", "1", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def finetune_command(tmp_path_factory):
+    """The command that trains a network which takes no time."""
+    file = tmp_path_factory.mktemp("network") / "small.keras"
+    build((32, 32, 3)).save(file)
+    backbone = ["--backbone", str(file), "--preprocess", "tf", "--unfreeze", "second"]
+    return lambda folder, output, *more: ["finetune", str(folder), *backbone, "--output", str(output), *FAST, *more]
 
 
 def test_finetune_trains_draws_and_is_a_backbone_for_extract(folder, tmp_path, capsys):
     output, plot = tmp_path / "light.keras", tmp_path / "light.png"
-    assert main(finetune_command(folder, output, "--test", "0.25", "--plot", str(plot), "--json")) == 0
+    backbone = ["--backbone", "EfficientNetLite0", "--input-size", "32", "--unfreeze", "head_conv"]
+    command = ["finetune", str(folder), *backbone, "--output", str(output), *FAST]
+    assert main([*command, "--test", "0.25", "--plot", str(plot), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)["light"]
     assert (record["classes"], record["epochs"], record["images"]) == (["bright", "dark"], 2, 18)
     assert [epoch["phase"] for epoch in record["history"]] == ["head", "finetune"]
@@ -578,7 +586,9 @@ def test_finetune_trains_draws_and_is_a_backbone_for_extract(folder, tmp_path, c
 
 
 @pytest.mark.parametrize("more", [[], ["--positive", "dark"]], ids=["folders", "groups and a positive class"])
-def test_finetune_prints_the_commands_that_score_its_test(folder, tmp_path, monkeypatch, capsys, more):
+def test_finetune_prints_the_commands_that_score_its_test(
+    finetune_command, folder, tmp_path, monkeypatch, capsys, more
+):
     monkeypatch.chdir(tmp_path)
     if more:
         rows = [f"{name}{number},{name},{name[0]}{number // 2}" for name in ("bright", "dark") for number in range(12)]
@@ -596,7 +606,7 @@ def test_finetune_prints_the_commands_that_score_its_test(folder, tmp_path, monk
     assert not set(table["group"][table["split"] == "test"].dropna()) & set(table["group"][table["split"] == "train"])
 
 
-def test_split_of_finetune_is_not_written_over_another_file(folder, tmp_path, capsys):
+def test_split_of_finetune_is_not_written_over_another_file(finetune_command, folder, tmp_path, capsys):
     csv = tmp_path / "light.csv"
     csv.write_text("precious")
     assert main(finetune_command(folder, tmp_path / "light.keras", "--test", "0.25")) == 2
@@ -618,14 +628,14 @@ def test_split_of_finetune_is_not_written_over_another_file(folder, tmp_path, ca
         (["--folds", "2"], ["--embedding-dim", "8"], "deepfeat fit features.h5 --backbone a@folds\n"),
     ],
 )
-def test_next_steps_name_all_networks(names, embedding, expected, capsys):
+def test_next_steps_name_all_networks(finetune_command, names, embedding, expected, capsys):
     arguments = make_parser().parse_args(finetune_command(".", "a.keras", "--test", "0.25", *names, *embedding))
     made = ["a@fold0", "a@fold1"] if names else ["a"]
     _print_next_steps(arguments, made, is_grouped=False)
     assert expected in capsys.readouterr().out
 
 
-def test_finetune_by_folds_prints_a_line_for_each(folder, tmp_path, capsys):
+def test_finetune_by_folds_prints_a_line_for_each(finetune_command, folder, tmp_path, capsys):
     more = ["--folds", "2", "--augment", "none", "--imbalance", "none", "--val-size", "0.3"]
     assert main(finetune_command(folder, tmp_path / "light.keras", *more)) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -645,7 +655,7 @@ def test_finetune_by_folds_prints_a_line_for_each(folder, tmp_path, capsys):
         (["--augment", "none", "flip"], 2, "--augment is 'none flip': give 'none' alone, or leave it out"),
     ],
 )
-def test_finetune_with_a_wrong_option_says_so(folder, tmp_path, more, status, message, capsys):
+def test_finetune_with_a_wrong_option_says_so(finetune_command, folder, tmp_path, more, status, message, capsys):
     assert main(finetune_command(folder, tmp_path / "x.keras", *more)) == status
     captured = capsys.readouterr()
     assert message in captured.err
