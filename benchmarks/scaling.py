@@ -170,7 +170,7 @@ def pretend(rate: float, parcel: distributed.Parcel, shard: distributed.Shard) -
         images = [LoadedImage(i.row, FileStamp(1, 1), i.row.to_bytes(32, "little"), {}, None) for i in chunk]
         output = computation.Output([i.row for i in chunk], [np.ones((len(chunk), DIM), np.float32)])
         parts.append(computation.Computed(images, [output], [computation.Opened([(DIM,)], {})]))
-    return distributed.ComputedShard(parts, len(shard.items) / rate, ())
+    return distributed.ComputedShard(parts, len(shard.items) / rate, (), "nowhere")
 
 
 def measure_caller(arguments: argparse.Namespace) -> None:

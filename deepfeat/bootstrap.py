@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from deepfeat.errors import DataError
+
 #: Counts that are in work at a time, so that memory does not grow with the number of resamples.
 _AT_A_TIME = 1_000_000
 
@@ -48,15 +50,36 @@ def draw_counts(
     ndarray of shape (n_resamples, n), uint16
         How often each image is in each resample.
     """
-    codes, names = pd.factorize(np.asarray(groups))
+    codes, n_groups = number_values(groups, "groups")
     rng = np.random.default_rng(seed)
-    excess = n_folds / (n_folds - 1) if n_folds > 1 else 0
-    n_drawn = max(1, round(len(names) / (1 + excess)))
+    n_drawn = count_independent(n_groups, n_folds)
     counts = np.empty((n_resamples, len(codes)), np.uint16)
     for row in counts:
-        drawn = rng.integers(len(names), size=n_drawn)
-        row[:] = np.bincount(drawn, minlength=len(names))[codes]
+        drawn = rng.integers(n_groups, size=n_drawn)
+        row[:] = np.bincount(drawn, minlength=n_groups)[codes]
     return counts
+
+
+def number_values(values: Sequence[Any] | np.ndarray, what: str) -> tuple[np.ndarray, int]:
+    """Numbers of the different values from 0 on, in the order of their first images, and how many there are.
+
+    Raises
+    ------
+    DataError
+        If a value is missing: which images it stands with is not known.
+    """
+    # Not np.asarray, which makes a missing value among text the text "nan".
+    codes, names = pd.factorize(pd.Series(values))
+    if (codes < 0).any():
+        msg = f"{what} are missing for {(codes < 0).sum()} of {len(codes)} images: give each image a value"
+        raise DataError(msg)
+    return codes, len(names)
+
+
+def count_independent(n_groups: int, n_folds: int = 1) -> int:
+    """Groups that tell as much as these do, whose predictions are of folds that teach one another, see above."""
+    excess = n_folds / (n_folds - 1) if n_folds > 1 else 0
+    return max(1, round(n_groups / (1 + excess)))
 
 
 def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +103,59 @@ def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> tuple[np
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
+def widen_certain(
+    values: np.ndarray, low: np.ndarray, high: np.ndarray, n_independent: np.ndarray, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replace the interval of a rate that is 0 or 1, in which all resamples agree, by the exact one of a binomial.
+
+    Of n trials that all succeeded, the lower end is the rate that makes this as likely as half of what the interval
+    leaves out: (1 - level) / 2 = low ** n (Clopper and Pearson 1934, The use of confidence or fiducial limits
+    illustrated in the case of the binomial, Biometrika 26). Of n that all failed, the upper end is its mirror image.
+
+    Parameters
+    ----------
+    values, low, high : ndarray of shape (...)
+        Rates, and the ends of their intervals.
+    n_independent : ndarray of shape (...), int
+        Trials that each rate is of: independent groups that count in its denominator, see `count_independent`.
+    level : float
+
+    Returns
+    -------
+    low, high : ndarray of shape (...)
+    """
+    reach = ((1 - level) / 2) ** (1 / n_independent)
+    return np.where(values == 1, reach, low), np.where(values == 0, 1 - reach, high)
+
+
+def rate_denominators(truth: np.ndarray, guess: np.ndarray, n_classes: int) -> dict[str, np.ndarray]:
+    """Images that count in the denominator of the rates of each class, of shape (n, n_classes), bool."""
+    is_true, is_guess = (side[:, None] == np.arange(n_classes) for side in (truth, guess))
+    return {"precision": is_guess, "recall": is_true, "specificity": ~is_true}
+
+
+def standardised_within(decision: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
+    """Decision values by which images of different strata may be compared.
+
+    Parameters
+    ----------
+    decision : ndarray of shape (n, n_classes), float
+    strata : ndarray of shape (n,), optional
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes), float
+        Of each column, how many standard deviations of its stratum a value lies above the stratum's mean; the decision
+        values as they are, where there are no strata.
+    """
+    if strata is None:
+        return decision
+    values = pd.DataFrame(decision)
+    within = values.groupby(strata)
+    spread = within.transform("std", ddof=0)
+    return np.asarray((values - within.transform("mean")) / spread.where(spread > 0, 1))
+
+
 def resampled_metrics(
     truth: np.ndarray,
     guess: np.ndarray,
@@ -101,10 +177,10 @@ def resampled_metrics(
     positive : int, optional
         Also report the metrics of this class by themselves.
     probabilities : ndarray of shape (n, n_classes), optional
-        Adds ``brier`` and ``calibration_error``.
+        Adds ``brier``. The calibration error is not resampled, see `calibration_error`.
     strata : ndarray of shape (n,), optional
         Decision values are compared within a stratum alone: AUROC is the share of pairs of one stratum in the right
-        order, and the average precision is weighted by the number of positive images.
+        order, and average precision is that of `standardised_within`, the same values in every resample.
 
     Returns
     -------
@@ -115,20 +191,17 @@ def resampled_metrics(
     n_classes = decision.shape[1]
     cells = np.eye(n_classes**2, dtype=np.float32)[truth * n_classes + guess]
     losses = row_losses(truth, decision, probabilities)
-    parts = split_strata(strata, len(truth))
-    orders = [[_Ranking(truth == k, decision[:, k], rows) for rows in parts] for k in range(n_classes)]
+    rankings = [_Rankings(truth == k, decision[:, k], strata) for k in range(n_classes)]
     overall, per_class = [], []
     for block in _blocks(counts):
         drawn = block.astype(np.float32)
         confusion = (drawn @ cells).astype(float).reshape(-1, n_classes, n_classes)
         table = confusion_metrics(confusion)
-        ranked = [_combine(np.sum([order.sums(block) for order in several], axis=0)) for several in orders]
+        ranked = [ranking.areas(block) for ranking in rankings]
         table["auroc"], table["average_precision"] = (np.column_stack(part) for part in zip(*ranked, strict=True))
         values = overall_metrics(confusion, table, positive)
         total = drawn.sum(axis=1, dtype=float)
         values.update({name: drawn @ loss / total for name, loss in losses.items()})
-        if probabilities is not None:
-            values["calibration_error"] = calibration_error(truth, probabilities, drawn)
         overall.append(pd.DataFrame(values))
         per_class.append(table)
     joined = {name: np.concatenate([table[name] for table in per_class]) for name in PER_CLASS}
@@ -196,30 +269,31 @@ def row_losses(truth: np.ndarray, decision: np.ndarray, probabilities: np.ndarra
     return losses
 
 
-def calibration_error(truth: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Expected calibration error of each resample.
+def calibration_error(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """Expected calibration error.
 
     The mean distance, over the images, between the probability of what is predicted and the share of right
     predictions in bins of equal width (Guo et al. 2017, On calibration of modern neural networks, section 2); for two
     classes that of the second class's probability and its share.
 
+    It is not resampled: distances have no sign, so that the chance of each bin adds to their sum, and a resample adds
+    its own to that of the images.
+
     Parameters
     ----------
     truth : ndarray of shape (n,), int
     probabilities : ndarray of shape (n, n_classes)
-    counts : ndarray of shape (n_resamples, n)
 
     Returns
     -------
-    ndarray of shape (n_resamples,)
+    float
     """
     if probabilities.shape[1] == 2:
         confidence, right = probabilities[:, 1], truth == 1
     else:
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
     bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
-    excess = np.eye(N_BINS)[bins] * (confidence - right)[:, None]
-    return np.asarray(np.abs(counts @ excess).sum(axis=1) / counts.sum(axis=1))
+    return float(np.abs(np.bincount(bins, confidence - right)).sum() / len(truth))
 
 
 class _Ranking:
@@ -255,19 +329,30 @@ class _Ranking:
         return np.asarray(np.array(sums) * ((n_positive > 0) & (n_negative > 0)))
 
 
-def _combine(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area under the ROC curve and average precision; NaN where all images are of a kind."""
-    right, pairs, precision, n_positive = sums
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return right / pairs, precision / n_positive
+class _Rankings:
+    """One class against the rest: within each stratum for pairs, and standardised over all of them for precisions."""
+
+    def __init__(self, truth: np.ndarray, values: np.ndarray, strata: np.ndarray | None) -> None:
+        self._within = [_Ranking(truth, values, rows) for rows in split_strata(strata, len(truth))]
+        comparable = standardised_within(values[:, None], strata)[:, 0]
+        self._over_all = self._within[0] if strata is None else _Ranking(truth, comparable, np.arange(len(truth)))
+
+    def areas(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Area under the ROC curve and average precision; NaN where all images are of a kind."""
+        within = [ranking.sums(counts) for ranking in self._within]
+        right, pairs = np.sum(within, axis=0)[:2]
+        over_all = within[0] if self._over_all is self._within[0] else self._over_all.sums(counts)
+        precision, n_positive = over_all[2:]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return right / pairs, precision / n_positive
 
 
 def split_strata(strata: np.ndarray | None, n: int) -> list[np.ndarray]:
     """Rows of each stratum; all of them, where there are none."""
     if strata is None:
         return [np.arange(n)]
-    codes = pd.factorize(strata)[0]
-    return [np.flatnonzero(codes == number) for number in range(codes.max() + 1)]
+    codes, n_strata = number_values(strata, "strata")
+    return [np.flatnonzero(codes == number) for number in range(n_strata)]
 
 
 def _cumulated(counts: np.ndarray) -> np.ndarray:

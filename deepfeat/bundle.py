@@ -25,6 +25,7 @@ from sklearn.pipeline import Pipeline
 from deepfeat.archives import AuditError, Members, audit_keras, audit_schema, audit_weights, parse_json, read_members
 from deepfeat.errors import BundleError, UsageError
 from deepfeat.estimators import check_estimators
+from deepfeat.outputs import check_folder
 from deepfeat.store import block_key
 
 FORMAT, FORMAT_VERSION = "deepfeat classifier", 1
@@ -136,10 +137,14 @@ def write_bundle(result: Any, path: str | os.PathLike[str], weights: Any = ()) -
     ------
     UsageError
         If a file of weights is not one that the classifier needs, is of another type, or is that of a fine-tuned
-        network without its manifest beside it.
+        network without its manifest beside it; or if there is no folder for the file.
+    BundleError
+        If `read_bundle` would refuse the file.
     """
     from skops import io as skops_io
 
+    target = Path(path)
+    check_folder(target)
     members = {PIPELINE: skops_io.dumps(result.pipeline)}
     if result.calibrator is not None:
         members[CALIBRATOR] = skops_io.dumps(result.calibrator)
@@ -149,16 +154,26 @@ def write_bundle(result: Any, path: str | os.PathLike[str], weights: Any = ()) -
     record = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
     record["members"] = {name: {"size": len(data), "sha256": _sha256(data)} for name, data in members.items()}
     record["digest"] = _digest(record)
-    target = Path(path)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    _refuse_unreadable(target, {DESCRIPTION: text.encode(), **members})
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(DESCRIPTION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+            archive.writestr(DESCRIPTION, text)
             for name, data in members.items():
                 archive.writestr(name, data)
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _refuse_unreadable(target: Path, members: Members) -> None:
+    """Refuse to write what would be refused in reading; weights were audited by themselves."""
+    try:
+        _read_classifier(members, _read_description(members))
+    except AuditError as error:
+        msg = f"{target} is not saved, since it could not be loaded: {' '.join(str(error).split())}"
+        raise BundleError(msg) from error
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -191,14 +206,20 @@ def _read(file: Path) -> Bundle:
     weights = {name.removeprefix(WEIGHTS): members[name] for name in members if name.startswith(WEIGHTS)}
     for name, data in weights.items():
         _check_weights(name, data)
+    pipeline, calibrator, blocks = _read_classifier(members, record)
+    facts = {name: record[name] for name in _FIELDS if name not in ("members", "digest")}
+    given = (pipeline, calibrator, record["classes"], record["positive"], record["threshold"])
+    return Bundle(*given, blocks, tuple(record["views"]), facts, weights)
+
+
+def _read_classifier(members: Members, record: Mapping[str, Any]) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Pipeline, calibrator and blocks, which fit one another."""
     blocks = _check_blocks(record)
     pipeline = _build(members[PIPELINE], PIPELINE)
     calibrator = _build(members[CALIBRATOR], CALIBRATOR) if CALIBRATOR in members else None
     width = sum(block["dim"] for block in blocks) * len(record["views"])
     check_estimators(pipeline, calibrator, width, record["classes"], record["positive"])
-    facts = {name: record[name] for name in _FIELDS if name not in ("members", "digest")}
-    given = (pipeline, calibrator, record["classes"], record["positive"], record["threshold"])
-    return Bundle(*given, blocks, tuple(record["views"]), facts, weights)
+    return pipeline, calibrator, blocks
 
 
 def _is_member(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from deepfeat.bootstrap import PER_CLASS, draw_counts, percentile_interval, resa
 from deepfeat.errors import DataError, UsageError
 from deepfeat.evaluation import count_folds, probabilities_of, scored_rows, strata_of
 from deepfeat.ledger import Entry
+from deepfeat.splits import check_seed
 from deepfeat.store import FeatureStore, open_features
 from deepfeat.svm import SVMResult, fit_svm
 from deepfeat.svm.sources import choose_sources
 
 #: Metrics of which less is better.
-LOSSES = ("hinge_loss", "brier", "calibration_error")
+LOSSES = ("hinge_loss", "brier")
 
 _Fit = SVMResult | Entry
 
@@ -65,7 +67,7 @@ def compare(
     Raises
     ------
     UsageError
-        If there are fewer than two classifiers, or the metric is none.
+        If there are fewer than two classifiers, the metric is none, or another argument is not allowed.
     DataError
         If they were scored on different images, labels or folds.
 
@@ -89,6 +91,10 @@ def compare(
     >>> bool(deepfeat.compare(data, candidates, cv=3)["difference"][0] < 0)
     True
     """
+    check_seed(seed)
+    if not isinstance(n_resamples, Integral):
+        msg = f"n_resamples is {n_resamples!r}: use a whole number, such as 2000"
+        raise UsageError(msg)
     if n_resamples < 100:
         msg = f"n_resamples is {n_resamples}: an interval needs 100 or more"
         raise UsageError(msg)
@@ -133,6 +139,7 @@ def _results(features: Any, candidates: Any, settings: dict[str, Any], metric: s
         if not isinstance(features, FeatureStore):
             raise UsageError("plain arrays have no blocks to compare: pass candidates={name: arguments of fit_svm}")
         candidates = _each_block(features)
+    _check_candidates(candidates)
     if isinstance(settings.get("cv"), Iterator):
         settings["cv"] = list(settings["cv"])
     asked = {str(name): {**settings, **given} for name, given in candidates.items()}
@@ -146,6 +153,16 @@ def _results(features: Any, candidates: Any, settings: dict[str, Any], metric: s
         made[name] = fit_svm(features, **each)
         _check_label(label, made[name].classes)
     return made
+
+
+def _check_candidates(candidates: Any) -> None:
+    if not isinstance(candidates, Mapping):
+        msg = f"candidates is a {type(candidates).__name__}: use a mapping such as {{'rbf': {{'kernel': 'rbf'}}}}"
+        raise UsageError(msg)
+    for name, given in candidates.items():
+        if not isinstance(given, Mapping):
+            msg = f"the candidate {name!r} is {given!r}: use its arguments of fit_svm, such as {{'kernel': 'rbf'}}"
+            raise UsageError(msg)
 
 
 def _metrics_of(settings: Mapping[str, Any]) -> list[str]:

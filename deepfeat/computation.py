@@ -250,6 +250,8 @@ def compute_chunks(
         finally:
             for future in waiting:
                 future.cancel()
+            # What is not being decoded yet would be waited for, for minutes where images are large.
+            decoding.shutdown(wait=False, cancel_futures=True)
 
 
 def _preparations(plan: Plan, item: Wanted) -> set[Preparation]:

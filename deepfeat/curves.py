@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from deepfeat.bootstrap import N_BINS, draw_counts, percentile_interval
-from deepfeat.evaluation import count_folds, probabilities_of, scored_rows
+from deepfeat.bootstrap import N_BINS, draw_counts, percentile_interval, standardised_within
+from deepfeat.evaluation import count_folds, probabilities_of, scored_rows, strata_of
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
@@ -39,6 +39,9 @@ class Scores:
     probabilities : ndarray of shape (n, n_classes) or None
     counts : ndarray of shape (N_RESAMPLES, n)
         How often each row is in each resample of whole groups.
+    strata : ndarray of shape (n,) or None
+        Rows whose decision values are of one classifier. Curves are of values standardised within them, as the average
+        precision of `deepfeat.evaluation.evaluate` is.
     """
 
     rows: pd.DataFrame
@@ -48,6 +51,7 @@ class Scores:
     decision: np.ndarray
     probabilities: np.ndarray | None
     counts: np.ndarray
+    strata: np.ndarray | None = None
 
 
 class Curve(NamedTuple):
@@ -89,6 +93,7 @@ def take_scores(result: SVMResult) -> Scores:
         decision=rows[classes].to_numpy(float),
         probabilities=probabilities_of(rows, classes),
         counts=draw_counts(rows["group"].to_numpy(), N_RESAMPLES, n_folds=count_folds(rows)),
+        strata=strata_of(rows, result.evaluated_on),
     )
 
 
@@ -157,7 +162,7 @@ def reliability(scores: Scores) -> Reliability:
 
 def _counts_above(scores: Scores, number: int, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positive and other images from each decision value on, by decreasing value, from none to all."""
-    values = scores.decision[:, number]
+    values = standardised_within(scores.decision[:, [number]], scores.strata)[:, 0]
     order = np.argsort(-values, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
     positive = scores.truth[order] == number

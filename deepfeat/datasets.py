@@ -305,7 +305,9 @@ def _digest_file(path: str) -> bytes | None:
 def as_table(images: Any) -> pd.DataFrame:
     """Accept a table, a folder, one image file, or a list of image files."""
     if isinstance(images, pd.DataFrame):
-        return check_table(images)
+        table = check_table(images)
+        # From another working folder, relative ones would lead to other files.
+        return table.assign(path=pd.Series(map(os.path.abspath, table["path"]), table.index, object))
     if isinstance(images, str | os.PathLike):
         path = os.fspath(images)
         return check_table(_table([path], [os.path.abspath(path)])) if os.path.isfile(path) else read_folder(path)

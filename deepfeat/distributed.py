@@ -9,29 +9,27 @@ images. When a worker dies, Dask gives its shards to others.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
-import logging
 import os
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepfeat import __version__
 from deepfeat.backbones.network import model_digest
-from deepfeat.cluster import check_client, clear_failures
+from deepfeat.cluster import ask_worker, check_client, check_version, clear_failures, watch_workers
 from deepfeat.computation import CHUNK, Computed, Job, LoadedBackbone, Plan, Wanted, compute_chunks
-from deepfeat.errors import BackboneError, ClusterError, DataWarning
-from deepfeat.images import LoadedImage
-from deepfeat.runtimes.selection import PRECISIONS, RUNTIMES, resolve
+from deepfeat.errors import BackboneError, DataWarning, ImageError
+from deepfeat.images import LoadedImage, read_bytes, stamp_file
+from deepfeat.runtimes.selection import resolve
 
 if TYPE_CHECKING:
     from distributed import Client
-
-logger = logging.getLogger(__name__)
 
 #: Seconds that a shard is to take a worker: long beside handing it out, short to be lost.
 SHARD_SECONDS = 4.0
@@ -74,11 +72,12 @@ class Shard:
 
 
 class ComputedShard(NamedTuple):
-    """What a worker made of a shard, in chunks and so many seconds, and what it has to say of that."""
+    """What a worker made of a shard, in chunks and so many seconds, what it has to say of that, and its address."""
 
     parts: list[Computed]
     seconds: float
     warnings: tuple[str, ...]
+    worker: str
 
 
 def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str, str]:
@@ -92,15 +91,8 @@ def resolve_on_worker(client: Client, runtime: str, precision: str) -> tuple[str
         If the workers do not have deepfeat, or are lost.
     """
     check_client(client)
-    if runtime in RUNTIMES and precision in PRECISIONS and not client.nthreads():
-        logger.warning("the cluster has no workers yet: waiting for the first")
-    try:
-        with _clear_failures(client):
-            resolved: tuple[str, str] = client.submit(resolve, runtime, precision, pure=False).result()
-            return resolved
-    except ImportError as error:
-        msg = f"the workers cannot import deepfeat ({error}): install deepfeat {__version__} there"
-        raise ClusterError(msg) from error
+    with _clear_failures(client):
+        return ask_worker(client, resolve, runtime, precision)
 
 
 def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Generator[Computed]:
@@ -123,7 +115,7 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
     Warns
     -----
     DataWarning
-        For what workers warn of, and for files that only the caller sees.
+        For what workers warn of, and for files that they do not find, or that are others than here.
     """
     from distributed import as_completed
 
@@ -132,7 +124,7 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
         return
     waiting, handed = as_completed(loop=client.loop), dict[Any, Shard]()
     try:
-        with _clear_failures(client):
+        with _clear_failures(client, lambda: _name_killers(handed)), watch_workers(client):
             parcel = _send(client, _pack(plan))
             while True:
                 for shard in shards.take(_most_handed_out(client) - len(handed)):
@@ -142,13 +134,15 @@ def compute_shards(client: Client, plan: Plan, wanted: Iterable[Wanted]) -> Gene
                 if not handed:
                     return
                 future = next(waiting)
-                shard, done = handed.pop(future), future.result()
+                done = future.result()
+                shard = handed.pop(future)
                 del future  # the worker need not keep it any more
                 shards.learn(done)
-                for warning in {*done.warnings, *_unseen(shard, done)} - said:
+                parts, doubts = _check_files(done, shard)
+                for warning in {*done.warnings, *doubts} - said:
                     warnings.warn(warning, DataWarning, stacklevel=2)
                     said.add(warning)
-                yield from done.parts
+                yield from parts
     finally:
         if handed:
             with contextlib.suppress(Exception):  # the connection may be what was lost
@@ -225,19 +219,70 @@ class _Shards:
             self._size = max(1, most - most % self._chunk_size or most)
 
 
-def _clear_failures(client: Client) -> contextlib.AbstractContextManager[None]:
-    return clear_failures(client, "shard of images", "what is stored stays, and the same call goes on")
+def _clear_failures(
+    client: Client, task: str | Callable[[], str] = "shard of images"
+) -> contextlib.AbstractContextManager[None]:
+    return clear_failures(client, task, "what is stored stays, and the same call goes on")
 
 
-def _unseen(shard: Shard, done: ComputedShard) -> Iterator[str]:
-    """Say that a worker did not find files that are here."""
-    images = (image for part in done.parts for image in part.images)
-    for item, image in zip(shard.items, images, strict=True):
-        if image.reason and image.stamp is None and os.path.exists(item.path):
-            yield (
-                "workers do not find files that are here: they need the images under the same paths, on a file system "
-                "that all machines share (see store.failures)"
-            )
+def _name_killers(handed: Mapping[Any, Shard]) -> str:
+    """Name the shards that ended workers: Dask blames each one that was on these workers, at work or waiting."""
+    from distributed import KilledWorker
+
+    ended = [
+        shard
+        for future, shard in handed.items()
+        if future.status == "error" and isinstance(future.exception(), KilledWorker)
+    ]
+    spans = [f"{shard.items[0].path} to {shard.items[-1].path}" for shard in ended]
+    return f"shard of images ({', or '.join(spans)})"
+
+
+_NEEDED = "they need the images under the same paths, on a file system that all machines share (see store.failures)"
+_UNSEEN = f"workers do not find files that are here: {_NEEDED}"
+_OTHERS = f"workers find other files than are here: {_NEEDED}"
+
+
+def _check_files(done: ComputedShard, shard: Shard) -> tuple[list[Computed], set[str]]:
+    """Hold the files that a worker saw against those here, which are meant, and say what to warn of."""
+    paths = {item.row: item.path for item in shard.items}
+    parts, doubts = list[Computed](), set[str]()
+    for part in done.parts:
+        checked = [_check_file(image, paths[image.row], done.worker) for image in part.images]
+        parts.append(replace(part, images=[image for image, _ in checked]))
+        doubts.update(doubt for _, doubt in checked if doubt)
+    return parts, doubts
+
+
+def _check_file(image: LoadedImage, path: str, worker: str) -> tuple[LoadedImage, str | None]:
+    """Make a failure of an image that a worker did not find, or whose file is another one here; stamps become ours.
+
+    Where this process sees no file, that of the worker is the one that is meant.
+    """
+    here = stamp_file(path)
+    if image.stamp is None:
+        named = replace(image, reason=f"{image.reason} on {worker}") if image.reason else image
+        return named, _UNSEEN if image.reason and here else None
+    if here is None or here == image.stamp:
+        return image, None
+    if here.size != image.stamp.size:
+        reason = f"another file ({image.stamp.size} bytes, here {here.size}) on {worker}"
+    else:
+        # Copies on the workers' own disks are welcome; they are read here once, since our stamp is stored then.
+        digest = _digest(path)
+        if digest is None or image.digest is None:
+            return image, None
+        if digest == image.digest:
+            return replace(image, stamp=here), None
+        reason = f"other contents than here on {worker}"
+    return replace(image, stamp=None, digest=None, reason=reason), _OTHERS
+
+
+def _digest(path: str) -> bytes | None:
+    try:
+        return hashlib.sha256(read_bytes(path)).digest()
+    except ImageError:
+        return None
 
 
 # What follows runs on the workers
@@ -256,18 +301,8 @@ def _compute_shard(parcel: Parcel, shard: Shard) -> ComputedShard:
     backbones, said = _open(parcel, worker.state.nthreads, worker.address)
     plan = Plan([backbone.job for backbone in backbones], parcel.known, parcel.has_space)
     started = time.perf_counter()
-    parts = [_name_worker(part, worker.address) for part in compute_chunks(plan, shard.items, backbones, n_threads=1)]
-    return ComputedShard(parts, time.perf_counter() - started, said)
-
-
-def _name_worker(part: Computed, address: str) -> Computed:
-    """Say which worker did not find a file."""
-
-    def name(image: LoadedImage) -> LoadedImage:
-        is_lost = image.reason is not None and image.stamp is None
-        return replace(image, reason=f"{image.reason} on {address}") if is_lost else image
-
-    return replace(part, images=[name(image) for image in part.images])
+    parts = list(compute_chunks(plan, shard.items, backbones, n_threads=1))
+    return ComputedShard(parts, time.perf_counter() - started, said, worker.address)
 
 
 _lock = threading.Lock()
@@ -278,20 +313,18 @@ _opened: dict[bytes, tuple[LoadedBackbone, tuple[str, ...]]] = {}
 
 def _open(parcel: Parcel, n_threads: int, address: str) -> tuple[list[LoadedBackbone], tuple[str, ...]]:
     """Return the networks of a plan, each opened once in a process, and what was warned of."""
+    check_version(parcel.version, address)
     with _lock:
         for job in set(_opened) - set(parcel.jobs):
             del _opened[job]  # pragma: no cover - on workers
         for job, name in zip(parcel.jobs, parcel.names, strict=True):
             if job not in _opened:
-                _opened[job] = _load(job, name, parcel.version, n_threads, address)
+                _opened[job] = _load(job, name, n_threads, address)
         found = [_opened[job] for job in parcel.jobs]
     return [backbone for backbone, _ in found], tuple(text for _, said in found for text in said)
 
 
-def _load(job: bytes, name: str, version: str, n_threads: int, address: str) -> tuple[LoadedBackbone, tuple[str, ...]]:
-    if version != __version__:  # pragma: no cover - on workers
-        msg = f"worker {address} has deepfeat {__version__} and the caller {version}: install one version everywhere"
-        raise ClusterError(msg)
+def _load(job: bytes, name: str, n_threads: int, address: str) -> tuple[LoadedBackbone, tuple[str, ...]]:
     if "tensorflow" not in sys.modules:  # pragma: no cover - on workers; TensorFlow reads this once
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(n_threads))
     with warnings.catch_warnings(record=True) as caught:

@@ -68,7 +68,8 @@ def find_duplicates(
     --------
     >>> import deepfeat
     >>> pairs = deepfeat.find_duplicates("skin.h5", "EfficientNetLite0", threshold=0.8)
-    >>> differ = pairs[~pairs["same_group"] & (pairs["label_a"] != pairs["label_b"])]  # to be looked at first
+    >>> labelled = pairs[~pairs["same_group"]].dropna(subset=["label_a", "label_b"])
+    >>> differ = labelled[labelled["label_a"] != labelled["label_b"]]  # to be looked at first
     >>> result = deepfeat.fit_svm("skin.h5", duplicates=pairs, cv=2)
     """
     if not 0 < threshold <= 1:

@@ -14,13 +14,19 @@ from deepfeat.bootstrap import (
     PER_CLASS,
     calibration_error,
     confusion_metrics,
+    count_independent,
     draw_counts,
+    number_values,
     overall_metrics,
     percentile_interval,
+    rate_denominators,
     resampled_metrics,
     row_losses,
     split_strata,
+    standardised_within,
+    widen_certain,
 )
+from deepfeat.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,15 @@ def evaluate(
     groups : sequence of n values, optional
         Images with equal values are not independent, and are resampled together; if None, each image by itself.
     probabilities : ndarray of shape (n, n_classes), optional
-        Adds the Brier score and the calibration error, see `deepfeat.bootstrap.calibration_error`.
+        Adds the Brier score and the calibration error, see `deepfeat.bootstrap.calibration_error`; the latter has no
+        interval.
     strata : sequence of n values, optional
-        Images whose decision values are of one classifier: AUROC and average precision compare those alone, and are
-        weighted means over the strata (by the number of pairs, and of positive images). Values of classifiers with
-        different parameters have different scales, and ranked together they would seem worse than they are.
+        Images whose decision values are of one classifier. Values of classifiers with different parameters have
+        different scales, and ranked together they would seem worse than they are. AUROC is therefore the share of
+        pairs of one stratum in the right order, and average precision, which is no mean over pairs, that of the
+        values standardised within them, see `deepfeat.bootstrap.standardised_within`. Its mean over the strata would
+        flatter: by chance, the average precision of few images is greater than that of many (Bestgen 2015, Exact
+        expected average precision of the random baseline for system evaluation, Prague Bull. Math. Linguist. 103).
     n_folds : int
         Folds of a cross-validation whose predictions these are, which makes intervals wider; 1 for a test.
     n_resamples : int
@@ -92,35 +102,44 @@ def evaluate(
         classes out only where no image has the class; a precision without
         predictions counts as 0 there, as in scikit-learn.
 
+    Raises
+    ------
+    DataError
+        If a label or a prediction is none of the classes, or a group or a stratum is missing.
+
     Notes
     -----
     The intervals are the middle 95 % of a bootstrap that draws whole groups, see `deepfeat.bootstrap`. For a test they
     tell what other images of the same kind would do to the number, with the classifier as it is. Folds teach one
-    another, and the number of groups drawn makes up for it as Nadeau and Bengio (2003) have it.
+    another, and the number of groups drawn makes up for it as Nadeau and Bengio (2003) have it. Accuracy, recall,
+    specificity and precision that are 0 or 1 have the exact interval, see `deepfeat.bootstrap.widen_certain`: a
+    resample of images that are all right is all right.
     """
     names = list(classes)
-    truth = pd.Categorical(list(labels), names).codes.astype(int)
-    guess = pd.Categorical(list(predicted), names).codes.astype(int)
+    truth, guess = _number_labels(labels, names, "labels"), _number_labels(predicted, names, "predicted")
     chosen = None if positive is None else names.index(positive)
     confusion = sk.confusion_matrix(truth, guess, labels=np.arange(len(names)))
     each = confusion_metrics(confusion)
-    parts = split_strata(None if strata is None else np.asarray(strata), len(truth))
-    each["auroc"] = _rankings(sk.roc_auc_score, truth, decision, parts, lambda p, n: p * n)
-    each["average_precision"] = _rankings(sk.average_precision_score, truth, decision, parts, lambda p, n: p)
+    ranked_in = None if strata is None else number_values(strata, "strata")[0]
+    each["auroc"] = _rankings(sk.roc_auc_score, truth, decision, split_strata(ranked_in, len(truth)))
+    comparable, everything = standardised_within(decision, ranked_in), np.arange(len(truth))
+    each["average_precision"] = _rankings(sk.average_precision_score, truth, comparable, [everything])
     values = overall_metrics(confusion, each, chosen)
     values.update({name: loss.mean() for name, loss in row_losses(truth, decision, probabilities).items()})
     if probabilities is not None:
-        values["calibration_error"] = calibration_error(truth, probabilities, np.ones((1, len(truth))))[0]
+        values["calibration_error"] = np.asarray(calibration_error(truth, probabilities))
     metrics = pd.DataFrame({"value": values}).astype(float).rename_axis("metric")
     per_class = pd.DataFrame(each, index=pd.Index(names, name="class"))
     per_class["support"] = confusion.sum(axis=1)
     if n_resamples:
-        counts = draw_counts(np.arange(len(truth)) if groups is None else groups, n_resamples, seed, n_folds)
-        ranked_in = None if strata is None else np.asarray(strata)
+        together = everything if groups is None else groups
+        counts = draw_counts(together, n_resamples, seed, n_folds)
         overall, replicates = resampled_metrics(truth, guess, decision, counts, chosen, probabilities, ranked_in)
-        metrics["low"], metrics["high"] = percentile_interval(overall[metrics.index].to_numpy())
+        drawn = overall.reindex(columns=metrics.index)
+        metrics["low"], metrics["high"] = percentile_interval(drawn.to_numpy())
         for name in PER_CLASS:
             per_class[f"{name}_low"], per_class[f"{name}_high"] = percentile_interval(replicates[name])
+        _widen_rates(metrics, per_class, truth, guess, number_values(together, "groups")[0], n_folds, chosen)
     named = {"index": pd.Index(names, name="true"), "columns": pd.Index(names, name="predicted")}
     return Evaluation(metrics, per_class, pd.DataFrame(confusion, **named))
 
@@ -130,24 +149,56 @@ def class_scores(decision: np.ndarray) -> np.ndarray:
     return np.column_stack([-decision, decision]) if decision.ndim == 1 else decision
 
 
-def _rankings(
-    score: Callable[..., float],
+def _number_labels(labels: Sequence[Any], classes: list[Any], what: str) -> np.ndarray:
+    """Numbers of the classes of labels."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    strange = [label for label in labels if label not in numbers]
+    if strange:
+        msg = f"{what} has {strange[0]!r}, which is none of the classes: use {', '.join(map(repr, classes))}"
+        raise DataError(msg)
+    return np.array([numbers[label] for label in labels], int)
+
+
+def _widen_rates(
+    metrics: pd.DataFrame,
+    per_class: pd.DataFrame,
     truth: np.ndarray,
-    decision: np.ndarray,
-    parts: Sequence[np.ndarray],
-    weigh: Callable[[int, int], int],
+    guess: np.ndarray,
+    groups: np.ndarray,
+    n_folds: int,
+    chosen: int | None,
+) -> None:
+    """Give rates of 0 or 1 the interval that their number of groups allows."""
+
+    def count(inside: np.ndarray) -> int:
+        return count_independent(len(np.unique(groups[inside])), n_folds)
+
+    for name, inside in rate_denominators(truth, guess, len(per_class)).items():
+        values, *ends = (per_class[column].to_numpy() for column in (name, f"{name}_low", f"{name}_high"))
+        low, high = widen_certain(values, ends[0], ends[1], np.array([count(column) for column in inside.T]))
+        per_class[f"{name}_low"], per_class[f"{name}_high"] = low, high
+        if chosen is not None:
+            metrics.loc[name, ["low", "high"]] = low[chosen], high[chosen]
+    value, low, high = metrics.loc["accuracy", ["value", "low", "high"]].to_numpy()
+    metrics.loc["accuracy", ["low", "high"]] = widen_certain(
+        value, low, high, np.array(count(np.full(len(truth), True)))
+    )
+
+
+def _rankings(
+    score: Callable[..., float], truth: np.ndarray, decision: np.ndarray, parts: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """A ranking metric of each class, a weighted mean over parts of the rows; NaN where all images are of a kind."""
+    """A ranking metric of each class, over parts of the rows by their pairs; NaN where all images are of a kind."""
     found = np.full(decision.shape[1], np.nan)
     for k in range(decision.shape[1]):
-        values, weights = [], []
+        values, pairs = [], []
         for rows in parts:
             here = truth[rows] == k
             if 0 < here.sum() < len(rows):
                 values.append(score(here, decision[rows, k]))
-                weights.append(weigh(here.sum(), (~here).sum()))
+                pairs.append(here.sum() * (~here).sum())
         if values:
-            found[k] = np.average(values, weights=weights)
+            found[k] = np.average(values, weights=pairs)
     return found
 
 

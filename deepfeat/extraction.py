@@ -8,7 +8,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,7 @@ def extract(
     """Compute the features that are not in the cache yet.
 
     A row is computed if it is missing, if it failed before, or if its file has
-    changed; a file counts as changed when its size or modification time differ
+    changed; a file counts as changed when its path, size or modification time differ
     from those stored and its content does too. An image whose content the
     block has seen already, under whatever name, is copied and not computed.
 
@@ -166,19 +166,21 @@ def extract(
     options = _Options(batch_size, runtime, precision, resolved, shown, dtype, on_error, progress)
     left = f"what was computed is in {os.fspath(cache)}, and the same call goes on from there"
     with interruptible(left), StoreWriter(cache) as writer:
-        _warn_of_namesakes(writer.store, table)
+        _warn_of_other_paths(writer.store, table)
         rows = writer.add_images(table)
         paths = dict(zip(rows.tolist(), table["path"], strict=True))
         stamps = {row: stamp_file(path) for row, path in paths.items()}
         runs = [_Run(writer, backbone, options, stamps) for backbone in chosen]
         _process(runs, paths, options, _compute_here(runs) if client is None else _compute_on(client))
     store = open_features(cache)
-    _report(store, [key for run in runs for key in run.keys], rows)
+    keys = [key for run in runs for key in run.keys]
+    _report(store, keys, rows)
+    _warn_of_the_rest(store, keys, table)
     return store
 
 
-def _warn_of_namesakes(store: FeatureStore, table: pd.DataFrame) -> None:
-    """Say which images have the id of another file that is still there, whose row they take over."""
+def _warn_of_other_paths(store: FeatureStore, table: pd.DataFrame) -> None:
+    """Say which images have the id of another file that is still there, whose row they take over, or are not there."""
     known = dict(zip(store.table["image_id"], store.table["path"], strict=True))
     moved = [(i, known[i], p) for i, p in zip(table["image_id"], table["path"], strict=True) if known.get(i, p) != p]
     others = [(image, old, new) for image, old, new in moved if isinstance(old, str) and _are_two_files(old, new)]
@@ -190,6 +192,40 @@ def _warn_of_namesakes(store: FeatureStore, table: pd.DataFrame) -> None:
             "the folder above them"
         )
         warnings.warn(msg, DataWarning, stacklevel=3)
+    lost = [(image, old, new) for image, old, new in moved if stamp_file(new) is None]
+    if lost:
+        image, old, new = lost[0]
+        msg = (
+            f"{len(lost)} image(s) have another path than before, where no file can be seen (first: {image}, {old} and "
+            f"now {new}): what the store has of them stays as it is until there is one"
+        )
+        warnings.warn(msg, DataWarning, stacklevel=3)
+
+
+def _warn_of_the_rest(store: FeatureStore, keys: Sequence[str], table: pd.DataFrame) -> None:
+    """Say which images with features are not given any more though their folder is, and gone: the store keeps them."""
+    others = np.logical_or.reduce([store.records(key)["state"] == DONE for key in keys])
+    others &= ~store.table["image_id"].isin(set(table["image_id"])).to_numpy()
+    rest = [(i, p) for i, p in store.table.loc[others, ["image_id", "path"]].itertuples(index=False) if p]
+    if not rest:
+        return
+    logger.info("%s has %d image(s) besides those given, which fits take, too", store.path, len(rest))
+    folder = _common_folder(table["path"])
+    gone = [image for image, path in rest if path.startswith(folder) and not os.path.lexists(path)]
+    if gone and any(map(os.path.lexists, table["path"])):
+        msg = (
+            f"{len(gone)} image(s) of {store.path} are not given any more, and their files are gone (first: {gone[0]}):"
+            " their features stay, and fits take them, but for those that fit_svm's labels= gives None"
+        )
+        warnings.warn(msg, DataWarning, stacklevel=3)
+
+
+def _common_folder(paths: Iterable[str]) -> str:
+    """The folder in which all files are, with its separator; nothing where there is none, as on two drives."""
+    try:
+        return os.path.join(os.path.commonpath(set(map(os.path.dirname, paths))), "")
+    except ValueError:
+        return ""
 
 
 def _are_two_files(one: str, other: str) -> bool:
@@ -334,6 +370,7 @@ class _Run:
         views = [v for v in options.views if any(wanted[key].any() for key in replace(job, views=(v,)).keys)]
         self.job = replace(job, views=tuple(views) or options.views)
         self._blocks: list[Block] = []
+        self._warned = False
         self._records = [records[key] for key in self.job.keys]
         # A block that has a row keeps it as it is, whatever another one lacks.
         self._wanted = [wanted[key] for key in self.job.keys]
@@ -371,6 +408,9 @@ class _Run:
         mine = [replace(i, reason=i.reason or unfit.get(i.row)) for i in images if i.row in self.rows]
         if not mine:
             return mine
+        if opened is not None and not self._warned:
+            self._warned = True
+            self._warn_of_other_versions(opened)
         blocks = self._make_space(opened)
         computed = set(output.rows if output else [])
         fresh = [image for image in mine if image.row in computed and not image.reason]
@@ -421,14 +461,17 @@ class _Run:
             self._blocks = [self._writer.store.find(key) for key in keys] if self.has_space else self._add(opened)
         return self._blocks
 
-    def _add(self, opened: Opened | None) -> list[Block]:
-        assert opened is not None
+    def _warn_of_other_versions(self, opened: Opened) -> None:
+        """Say which blocks get rows that are made by other versions than their first ones."""
         store = self._writer.store
         for key in self.job.keys:
             if store.has_block(key):
                 _warn_of_other_versions(store.find(key), opened.versions)
+
+    def _add(self, opened: Opened | None) -> list[Block]:
+        assert opened is not None
         for spec in self.job.specs:
-            _say_why_new(store, spec)
+            _say_why_new(self._writer.store, spec)
         return [
             self._writer.add_block(spec, shape, opened.versions, self.job.backbone.trained_on)
             for spec, shape in zip(self.job.specs, itertools.cycle(opened.shapes), strict=False)
@@ -497,8 +540,9 @@ def _clip(reason: str) -> bytes:
 
 
 def _report(store: FeatureStore, keys: Sequence[str], rows: np.ndarray) -> None:
-    """Warn of failed images and of files that are equal byte for byte."""
-    ids = store.table["image_id"].to_numpy(object)[rows]
+    """Warn of failed images, and of files that are equal byte for byte to others of the store."""
+    all_ids = store.table["image_id"].to_numpy(object)
+    ids = all_ids[rows]
     for key in keys:
         records = store.records(key)[rows]
         failed = np.flatnonzero(records["state"] == FAILED)
@@ -509,12 +553,13 @@ def _report(store: FeatureStore, keys: Sequence[str], rows: np.ndarray) -> None:
                 f"({'; '.join(reasons)}{'; …' if len(failed) > 3 else ''}): see store.failures"
             )
             warnings.warn(msg, DataWarning, stacklevel=3)
-    records = store.records(keys[0])[rows]
+    records = store.records(keys[0])
     done = records["state"] == DONE
     contents = pd.Series(
-        [digest.tobytes() for digest in records["digest"][done]], index=pd.Index(ids[done], dtype=object), dtype=object
+        [digest.tobytes() for digest in records["digest"][done]], pd.Index(all_ids[done], dtype=object), dtype=object
     )
     repeated = contents[contents.duplicated(keep=False)]
+    repeated = repeated[repeated.isin(repeated[repeated.index.isin(ids)])]
     if len(repeated):
         twins = repeated.groupby(repeated, sort=False).groups
         first = next(iter(twins.values()))

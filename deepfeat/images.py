@@ -15,9 +15,10 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from deepfeat.errors import ImageError
+from deepfeat.errors import ImageError, UsageError
 
 RESIZE_POLICIES = ("squash", "crop", "pad")
 
@@ -58,7 +59,18 @@ SUFFIXES = frozenset(
     | {".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
 
+#: Bytes that a file may have: as many as Pillow's own bound on pixels comes to at 16 bits for each of three colours.
+#: Larger ones, such as slides, would fill the memory before Pillow could tell how many pixels they have.
+MAX_FILE_BYTES = 2**30
+
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+
+#: The least and the greatest time in ns that a store can hold.
+_TIMES = (-(2**63), 2**63 - 1)
+
+# Tags of TIFF, and values of theirs.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
 
 
 @cache
@@ -100,20 +112,19 @@ class LoadedImage:
 
 
 def stamp_file(path: str) -> FileStamp | None:
-    """Return the stamp of a file, or None where it cannot be seen."""
+    """Return the stamp of a file, or None where it cannot be seen; times beyond those of int64 (year 2262) are cut."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: no file can have this name
         return None
-    return FileStamp(status.st_size, status.st_mtime_ns)
+    least, greatest = _TIMES
+    return FileStamp(status.st_size, min(max(status.st_mtime_ns, least), greatest))
 
 
 def read_bytes(path: str) -> bytes:
-    """Read a whole file; failures become an ImageError with a short reason."""
+    """Read a whole file of up to `MAX_FILE_BYTES`; failures become an ImageError with a short reason."""
     try:
-        # A pipe or a device would be waited for, for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError("not a regular file")
+        _check_status(os.stat(path))
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError as error:
@@ -124,9 +135,39 @@ def read_bytes(path: str) -> bytes:
     except ValueError as error:
         msg = f"not a file name: {error}"
         raise ImageError(msg) from error
+    except MemoryError as error:
+        raise ImageError("not enough memory to read the file") from error
     if not data:
         raise ImageError("empty file")
     return data
+
+
+def _check_status(status: os.stat_result) -> None:
+    """Refuse what must not be read: a pipe or a device would be waited for, for ever."""
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        size, most = (f"{n / 2**30:.3g} GiB" for n in (status.st_size, MAX_FILE_BYTES))
+        msg = f"file of {size} is too large: an image may have {most}"
+        raise ImageError(msg)
+
+
+def refuse_truncated() -> None:
+    """Refuse to go on where Pillow is told to fill up files that are cut off, by which they would count as whole.
+
+    The switch is of the whole process, and others may want it: setting it back here would not be safe with threads.
+
+    Raises
+    ------
+    UsageError
+        If ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        msg = (
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, by which files that are cut off pass as whole: "
+            "set it to False in the process that reads images"
+        )
+        raise UsageError(msg)
 
 
 def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
@@ -136,6 +177,10 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     transparent pixels are laid over white; of an animation the first frame
     counts; CMYK and palette images are converted by Pillow without a colour
     profile.
+
+    A file that is cut off is a failure, and so is a JPEG whose end is zeros, as a broken download leaves it. Zeros in
+    the middle of a file cannot be told from pixels, nor can they at the end of a format without an end mark (BMP, PPM,
+    TIFF, WebP, AVIF).
 
     Parameters
     ----------
@@ -154,10 +199,17 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     ------
     ImageError
         For a file that is not an image, is damaged, or is larger than Pillow's
-        bound on decompressed pixels (``2 * PIL.Image.MAX_IMAGE_PIXELS``).
+        bound on decompressed pixels (``2 * PIL.Image.MAX_IMAGE_PIXELS``); for a TIFF whose
+        pixels Pillow would get wrong.
+    UsageError
+        If Pillow is told to fill up files that are cut off.
     """
+    refuse_truncated()
     try:
         with Image.open(io.BytesIO(data), formats=decodable_formats()) as image:
+            _refuse_wrong_pixels(image)
+            if image.format in ("JPEG", "MPO"):
+                _refuse_endless_jpeg(data)
             if at_least is not None:
                 _scale_down(image, at_least)
             image.load()
@@ -176,6 +228,47 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     except Exception as error:
         msg = f"damaged: {str(error) or type(error).__name__}"
         raise ImageError(msg) from error
+
+
+def _refuse_wrong_pixels(image: Image.Image) -> None:
+    """Refuse the kinds of TIFF that Pillow opens without a word and gets wrong."""
+    if not isinstance(image, TiffImageFile):
+        return
+    tags = image.tag_v2
+    bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    if bits == 12:
+        raise ImageError("12-bit pixels cannot be read; convert the file to unsigned 8 or 16 bits")
+    if bits < 32 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ImageError("signed pixels have no defined range; convert the file to unsigned 8 or 16 bits")
+    if image.mode in _SIXTEEN_BIT and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise ImageError("16-bit grey with white as zero cannot be read; convert it to black as zero")
+    # Pillow takes 8 of the 16 bits unless libtiff unpacks them, and mixes up grey and transparency.
+    is_mixed_up = (bits > 8 and image.info["compression"] == "raw") or image.mode in ("LA", "PA")
+    if tags.get(_PLANAR) == _SEPARATE and is_mixed_up:
+        raise ImageError("channels in separate planes cannot be read; save the file with one plane")
+
+
+def _refuse_endless_jpeg(data: bytes) -> None:
+    """Refuse a JPEG without an end mark: decoders take the zeros that stand for its rest as grey."""
+    # Data of a picture never hold the mark. Anything may follow it, as phones append films.
+    if data.rfind(b"\xff\xd9", _find_first_scan(data)) < 0:
+        raise ImageError("cut off: the JPEG has no end mark (FF D9)")
+
+
+def _find_first_scan(data: bytes) -> int:
+    """Offset of a JPEG's first scan, behind the headers and the thumbnail in them, which has an end mark of its own."""
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return at
+        if marker == 0xFF:  # filler
+            at += 1
+        elif marker <= 1 or 0xD0 <= marker <= 0xD9:  # without content
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return len(data)
 
 
 def _turn_upright(image: Image.Image) -> None:

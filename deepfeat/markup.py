@@ -60,6 +60,11 @@ def share(value: float) -> str:
     return "–" if value != value else f"{value:.3f}"
 
 
+def shown_interval(low: float, high: float) -> str:
+    """Write the ends of an interval; a dash where there is none."""
+    return "–" if low != low else f"{low:.3f} to {high:.3f}"
+
+
 def _flatten(children: Iterable[Any]) -> Iterable[str]:
     for child in children:
         if child is None:

@@ -80,7 +80,9 @@ def choose_threshold(truth: np.ndarray, values: np.ndarray, wish: Wish) -> float
     -------
     float
         Halfway between two decision values, or the least of them. Of those that grant the wish, the one with the
-        greatest specificity for a recall, and with the greatest recall for a specificity or a precision.
+        greatest specificity for a recall, and with the greatest recall for a specificity or a precision. Where the
+        accuracy is greatest with nobody called positive, or a specificity is granted by no other threshold that finds
+        anyone, the next number above all decision values.
 
     Raises
     ------
@@ -95,17 +97,35 @@ def choose_threshold(truth: np.ndarray, values: np.ndarray, wish: Wish) -> float
     hits = np.cumsum(truth[order])[ends].astype(float)
     alarms = ends + 1 - hits
     metrics = _metrics_of_counts(hits, alarms, float(truth.sum()), float((~truth).sum()))
-    if wish.least is None:
-        best = int(np.argmax(metrics[wish.metric]))
-    else:
-        granted = metrics[wish.metric] >= wish.least - 1e-12
-        if not granted.any():
-            most = np.nanmax(metrics[wish.metric])
-            msg = f"no threshold reaches {wish}: the most is {most:.3f}; wish for less"
-            raise DataError(msg)
-        best = int(np.argmax(np.where(granted, metrics[_TRADED[wish.metric]], -1)))
+    if _is_best_for_nobody(wish, metrics, (~truth).mean()):
+        return float(np.nextafter(ordered[0], np.inf))
+    best = _choose_cut(wish, metrics)
     following = ordered[ends[best] + 1] if best + 1 < len(ends) else ordered[ends[best]]
-    return float((ordered[ends[best]] + following) / 2)
+    middle = (ordered[ends[best]] + following) / 2
+    # There is nothing between adjacent numbers, and their mean may be the lower one.
+    return float(middle if middle > following else ordered[ends[best]])
+
+
+def _choose_cut(wish: Wish, metrics: dict[str, np.ndarray]) -> int:
+    """Number of the best of the thresholds that call someone positive."""
+    if wish.least is None:
+        return int(np.argmax(metrics[wish.metric]))
+    granted = _grants(wish, metrics)
+    if not granted.any():
+        msg = f"no threshold reaches {wish}: the most is {np.nanmax(metrics[wish.metric]):.3f}; wish for less"
+        raise DataError(msg)
+    return int(np.argmax(np.where(granted, metrics[_TRADED[wish.metric]], -1)))
+
+
+def _grants(wish: Wish, metrics: dict[str, np.ndarray]) -> np.ndarray:
+    return metrics[wish.metric] >= (wish.least or 0) - 1e-12
+
+
+def _is_best_for_nobody(wish: Wish, metrics: dict[str, np.ndarray], negative: float) -> bool:
+    """Whether the wish is granted best where nobody is called positive, which is right for this share of the images."""
+    if wish.metric == "accuracy":
+        return bool(metrics["accuracy"].max() < negative)
+    return wish.metric == "specificity" and not metrics["recall"][_grants(wish, metrics)].any()
 
 
 def _metrics_of_counts(hits: np.ndarray, alarms: np.ndarray, positive: float, negative: float) -> dict[str, np.ndarray]:

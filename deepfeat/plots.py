@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +11,16 @@ import pandas as pd
 
 from deepfeat.curves import Scores, precision_recall, reliability, roc, shown_classes, take_scores
 from deepfeat.errors import UsageError
+from deepfeat.outputs import check_output
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
 
 #: Endings of the files that plots are written to.
 FORMATS = (".png", ".svg", ".pdf")
+
+#: Titles of the panels of a result; the last where it is calibrated.
+_PANELS = ("Confusion matrix", "ROC curve", "Precision–recall curve", "Reliability")
 
 
 def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -48,7 +51,17 @@ def plot_benchmark(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.25)
+    _label_speeds(axes.xaxis, *axes.get_xlim())
     figure.savefig(path)
+
+
+def _label_speeds(axis: Any, low: float, high: float) -> None:
+    """Write round numbers along a logarithmic axis; powers of ten alone are too few for speeds that are alike."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5, steps=(1, 2, 5, 10)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plot_similarity(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -159,6 +172,8 @@ def draw_result(result: SVMResult, path: str | os.PathLike[str]) -> None:
     panels[1].plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
     points = (each["recall"], each["precision"])
     _draw_bands(panels[2], scores, numbers, precision_recall, ("recall", "precision"), points)
+    for axes, title in zip(panels, _PANELS, strict=False):
+        axes.set_title(title, fontsize=10)
     for text in panels[1].legend(fontsize=8, frameon=False, loc="lower right").get_texts():
         text.set_parse_math(False)
     if calibrated:
@@ -307,13 +322,7 @@ def check_picture(path: str | os.PathLike[str]) -> None:
     ------
     UsageError
     """
-    file = Path(path)
-    if file.suffix.lower() not in FORMATS:
-        msg = f"cannot draw {file}: its name ends in {file.suffix!r}, use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise UsageError(msg)
-    if not file.parent.is_dir():
-        msg = f"cannot write {file}: there is no folder {str(file.parent)!r}"
-        raise UsageError(msg)
+    check_output(path, FORMATS)
 
 
 def _new_figure(size: tuple[float, float], path: str | os.PathLike[str]) -> Any:

@@ -32,7 +32,7 @@ def merge_groups(
     Parameters
     ----------
     groups : sequence of n values
-        Patient or lesion of each image; None or NaN where unknown.
+        Patient or lesion of each image, all text or all numbers; None, NaN or blank text where unknown.
     digests : sequence of n values, optional
         Content digest of each image.
     pairs : ndarray of shape (m, 2), int, optional
@@ -44,9 +44,14 @@ def merge_groups(
         The number of each image's set, from 0, in the sorted order of the
         groups: where groups alone decide, scikit-learn's shuffled splitters
         make the same folds of these numbers as of the groups themselves.
+
+    Raises
+    ------
+    DataError
+        If some groups are text and others are not.
     """
     n_images = len(groups)
-    group_codes = _codes(groups)
+    group_codes = _codes(known_groups(groups))
     ties = [group_codes] if digests is None else [group_codes, _codes(digests)]
     rows, columns, offset = [], [], n_images
     for codes in ties:
@@ -65,6 +70,17 @@ def merge_groups(
     first = np.full(component.max(initial=-1) + 1, offset)
     np.minimum.at(first, component, rank)
     return np.unique(first[component], return_inverse=True)[1]
+
+
+def known_groups(groups: Iterable[Any]) -> list[Any]:
+    """Groups with None where they are blank, as in tables, or say that one patient may have two names, 7 and "7"."""
+    known = [None if pd.isna(group) or (isinstance(group, str) and not group.strip()) else group for group in groups]
+    text = next((group for group in known if isinstance(group, str)), None)
+    other = next((group for group in known if group is not None and not isinstance(group, str)), None)
+    if text is not None and other is not None:
+        msg = f"groups are of several types, such as {text!r} and {other!r}: use text for all, or numbers for all"
+        raise DataError(msg)
+    return known
 
 
 def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float, seed: int) -> Fold:
@@ -135,9 +151,11 @@ def make_folds(labels: np.ndarray, sets: np.ndarray, cv: Any, seed: int) -> list
     DataError
         If there is one class only, a class has fewer sets than folds, a fold
         trains without one of the classes, a set is in train and test of one fold,
-        or the splitter refuses the data.
+        or the splitter refuses the data; or if some sets are text and others are not.
     """
     check_seed(seed)
+    if sets.dtype == object:
+        known_groups(sets)
     if isinstance(cv, bool) or (isinstance(cv, Integral) and cv < 2):
         msg = f"cv is {cv}: use 2 or more folds, or a scikit-learn splitter"
         raise UsageError(msg)

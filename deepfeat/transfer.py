@@ -17,7 +17,7 @@ from deepfeat.datasets import COLUMNS, check_table, read_delimited
 from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
 from deepfeat.images import read_bytes, stamp_file
 from deepfeat.store import DONE, FAILED, MISSING, RECORD, Block, FeatureStore, StoreWriter, block_key, open_features
-from deepfeat.store.layout import IMPORTED, is_imported
+from deepfeat.store.layout import IMPORTED, NO_STAMP, is_imported
 
 #: Rows copied at a time.
 _COPIED_AT_ONCE = 4096
@@ -426,6 +426,10 @@ def _copy_block(store: FeatureStore, block: Block, writer: StoreWriter) -> None:
     records = store.records(block.key)
     ids = store.table["image_id"].to_numpy(object)
     targets = writer.store.positions(ids)
+    paths = [table["path"].to_numpy(object) for table in (store.table, writer.store.table)]
+    elsewhere = paths[0] != paths[1][targets]
+    # Known by size and time, the file of the target's path might seem to be that of the source's.
+    records["size"][elsewhere] = records["mtime_ns"][elsewhere] = NO_STAMP
     present = writer.store.records(block.key)["state"][targets]
     done = np.flatnonzero((records["state"] == DONE) & (present != DONE))
     failed = np.flatnonzero((records["state"] == FAILED) & (present == MISSING))

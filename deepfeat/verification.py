@@ -15,7 +15,7 @@ from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.computation import build_network
 from deepfeat.errors import BackboneError, StoreError, UsageError
-from deepfeat.images import VIEWS, Preparation, load_image
+from deepfeat.images import VIEWS, FileStamp, Preparation, load_image
 from deepfeat.runtimes.selection import PRECISIONS, open_runtime
 from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
 from deepfeat.store.layout import DTYPES, is_imported
@@ -50,6 +50,8 @@ def verify_sample(
     pandas.DataFrame
         One row per block: block, key, images compared, and the largest difference
         relative to the largest value; 0 and NaN where no image could be compared, as in blocks that are passed over.
+        Then how many files, of those looked at, have other contents than those that their features are of, but the same
+        size and time, so that no extraction will notice.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def verify_sample(
         if not compared:
             msg = f"{store.path} has no block with the weights and settings of {', '.join(b.name for b in chosen)}"
             raise BackboneError(msg)
-    if not any(row["images"] for row in compared):
+    if not any(row["images"] or row["changed"] for row in compared):
         _refuse_nothing(store, compared)
     return pd.DataFrame(compared).drop_duplicates("key", ignore_index=True)
 
@@ -110,7 +112,7 @@ def _pass_over(store: FeatureStore) -> list[dict[str, Any]]:
     imported = [block for block in store.structure.blocks if is_imported(block.spec)]
     for block in imported:
         logger.info("%s: imported, passed over, since no network here computes it", block.name)
-    return [_describe(block, 0, float("nan")) for block in imported]
+    return [_describe(block, 0, float("nan"), 0) for block in imported]
 
 
 def _refuse_nothing(store: FeatureStore, compared: Sequence[Mapping[str, Any]]) -> NoReturn:
@@ -177,9 +179,15 @@ def _compare_sample(
     records = store.records(block.key)
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(records["state"] == DONE))
     prepared = Preparation(backbone.input_shape[:2], backbone.resize, block.spec["view"])
-    loaded = (load_image(int(row), store.table["path"][row], [prepared]) for row in rows)
-    unchanged = (i for i in loaded if not i.reason and i.digest == records["digest"][i.row].tobytes())
-    same = list(itertools.islice(unchanged, sample))
+    same, changed = [], 0
+    for row in rows.tolist():
+        image = load_image(row, store.table["path"][row], [prepared])
+        if image.digest == records["digest"][row].tobytes():
+            same += [image] * (not image.reason)
+        else:
+            changed += image.stamp == FileStamp(int(records["size"][row]), int(records["mtime_ns"][row]))
+        if len(same) == sample:
+            break
     difference = float("nan")
     if same:
         runtime = open_runtime(
@@ -193,11 +201,12 @@ def _compare_sample(
         computed = runtime(np.stack([i.pixels[prepared] for i in same]))[layer]
         stored = store.features(block.key, store.table["image_id"].to_numpy(object)[[i.row for i in same]])
         difference = float(np.abs(computed - stored).max() / (np.abs(stored).max() or 1))
-    return _describe(block, len(same), difference)
+    return _describe(block, len(same), difference, changed)
 
 
-def _describe(block: Block, images: int, difference: float) -> dict[str, Any]:
-    return {"block": block.name, "key": block.key, "images": images, "largest_difference": difference}
+def _describe(block: Block, images: int, difference: float, changed: int) -> dict[str, Any]:
+    named = {"block": block.name, "key": block.key, "images": images}
+    return {**named, "largest_difference": difference, "changed": changed}
 
 
 def digest_weights(backbone: Backbone) -> str:

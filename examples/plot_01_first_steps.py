@@ -52,7 +52,7 @@ print(f"{time.perf_counter() - start:.2f} s for {store.n_images} images that are
 # A fifth of the images is held out. C is chosen by cross-validation on the others, and the held-out images score the
 # choice, with 95 % intervals.
 
-result = deepfeat.fit_svm(store, test=0.2, param_grid={"C": [1e-4, 1e-3, 1e-2]})
+result = deepfeat.fit_svm(store, test=0.2, param_grid={"C": [1e-4, 1e-3, 1e-2, 1e-1]})
 print(result.summary())
 
 # %%

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 from sklearn import metrics as sk
 
 from deepfeat import bootstrap
 from deepfeat.bootstrap import (
     N_BINS,
     calibration_error,
+    count_independent,
     draw_counts,
     percentile_interval,
     resampled_metrics,
+    standardised_within,
+    widen_certain,
 )
+from deepfeat.errors import DataError
 
 
 def test_groups_are_drawn_whole_and_as_many_as_there_are():
@@ -39,6 +44,28 @@ def test_variance_of_pooled_folds_is_that_of_nadeau_and_bengio(n_folds, variance
 def test_one_group_is_drawn_of_one_or_two():
     assert draw_counts(["a", "a"], 3, 0, 2).tolist() == [[1, 1]] * 3
     assert draw_counts(["a", "b"], 20, 0, 5).sum(axis=1).tolist() == [1] * 20
+
+
+@pytest.mark.parametrize(
+    "groups", [[1.0, np.nan, np.nan], [None, 2, None], np.array([np.nan, np.nan, 1]), ["a", np.nan, None]]
+)
+def test_missing_groups_are_refused(groups):
+    with pytest.raises(DataError, match="groups are missing for 2 of 3 images: give each image a value"):
+        draw_counts(groups)
+
+
+@pytest.mark.parametrize("n", [1, 6, 20, 300])
+def test_certain_rates_have_the_interval_of_clopper_and_pearson(n):
+    values = np.array([1.0, 0.0, 0.5, np.nan])
+    low, high = widen_certain(values, np.array([1, 0, 0.3, np.nan]), np.array([1, 0, 0.7, np.nan]), np.full(4, n))
+    np.testing.assert_allclose(low, [beta.ppf(0.025, n, 1), 0, 0.3, np.nan])
+    np.testing.assert_allclose(high, [1, beta.ppf(0.975, 1, n), 0.7, np.nan])
+
+
+@pytest.mark.parametrize(("n_folds", "expected"), [(1, 90), (2, 30), (5, 40)])
+def test_groups_of_folds_count_as_fewer(n_folds, expected):
+    assert count_independent(90, n_folds) == expected
+    assert count_independent(0, n_folds) == 1
 
 
 def test_interval_leaves_out_undefined_replicates():
@@ -100,25 +127,29 @@ def test_metrics_of_a_resample_equal_those_of_scikit_learn_with_sample_weights(s
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ranks_are_compared_within_strata(seed):
+def test_images_are_compared_within_strata(seed):
     rng = np.random.default_rng(seed)
     truth, guess = rng.integers(2, size=(2, 60))
     strata = rng.integers(4, size=60)
     values = rng.normal(size=60).round(1) * 10.0**strata
     counts = draw_counts(np.arange(60), 5, seed)
     found = resampled_metrics(truth, guess, np.column_stack([-values, values]), counts, 1, None, strata)[0]
+    comparable = np.empty(60)
+    for number in range(4):
+        inside = values[strata == number]
+        comparable[strata == number] = (inside - inside.mean()) / inside.std()
+    np.testing.assert_allclose(standardised_within(values[:, None], strata)[:, 0], comparable)
     for row, weights in enumerate(counts.astype(float)):
-        aurocs, averages, pairs, positives = [], [], [], []
+        aurocs, pairs = [], []
         for number in range(4):
             inside = strata == number
             t, v, w = truth[inside], values[inside], weights[inside]
             if 0 < w[t == 1].sum() < w.sum():
                 aurocs.append(sk.roc_auc_score(t, v, sample_weight=w))
-                averages.append(sk.average_precision_score(t, v, sample_weight=w))
                 pairs.append(w[t == 1].sum() * w[t == 0].sum())
-                positives.append(w[t == 1].sum())
         assert found["auroc"][row] == pytest.approx(np.average(aurocs, weights=pairs))
-        assert found["average_precision"][row] == pytest.approx(np.average(averages, weights=positives))
+        average = sk.average_precision_score(truth, comparable, sample_weight=weights)
+        assert found["average_precision"][row] == pytest.approx(average)
 
 
 def test_blocks_of_resamples_do_not_show(monkeypatch):
@@ -136,14 +167,11 @@ def test_calibration_error_by_hand():
     # Two bins: 0.9 said and 2 of 3 right; 0.5 said and 0 of 1 right.
     probabilities = np.array([[0.9, 0.1, 0.0], [0.05, 0.9, 0.05], [0.9, 0.0, 0.1], [0.2, 0.3, 0.5]])
     truth = np.array([0, 1, 2, 0])
-    once = calibration_error(truth, probabilities, np.ones((1, 4)))
-    assert once == pytest.approx((3 * abs(0.9 - 2 / 3) + 0.5) / 4)
-    twice = calibration_error(truth, probabilities, np.array([[1, 1, 1, 2]]))
-    assert twice == pytest.approx((3 * abs(0.9 - 2 / 3) + 2 * 0.5) / 5)
+    assert calibration_error(truth, probabilities) == pytest.approx((3 * abs(0.9 - 2 / 3) + 0.5) / 4)
 
 
 def test_calibration_error_of_two_classes_is_that_of_the_second():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.0, 1.0]])
-    found = calibration_error(np.array([0, 1, 1]), probabilities, np.ones((1, 3)))
+    found = calibration_error(np.array([0, 1, 1]), probabilities)
     assert found == pytest.approx(2 * abs(0.1 - 0.5) / 3)
     assert N_BINS == 15

@@ -8,12 +8,15 @@ import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 import skops.io
+from sklearn.base import clone
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 import deepfeat
 from deepfeat import archives, bundle
@@ -565,6 +568,101 @@ def test_what_is_saved_comes_back(case, store, tmp_path):
     assert bundle.description["metrics"]["accuracy"]["value"] == result.metrics["value"]["accuracy"]
     assert [block["name"] for block in bundle.blocks] == list(result.blocks)
     assert (bundle.calibrator is None) == (result.calibrator is None)
+
+
+@pytest.fixture(scope="module")
+def views_store(tmp_path_factory, build_store, make_table, make_spec):
+    rng = np.random.default_rng(1)
+    code = np.arange(60) % 3
+    blocks = [
+        (make_spec(name, view=view), (code[:, None] + rng.normal(size=(60, 4))).astype(np.float32))
+        for name in ("NetA", "NetB")
+        for view in ("original", "hflip")
+    ]
+    table = make_table(60, label=[("A", "B", "C")[i] for i in code])
+    return build_store(tmp_path_factory.mktemp("views") / "f.h5", table, blocks)
+
+
+@pytest.mark.parametrize("svm", [{"kernel": "rbf"}, {"classifier": "SVC"}, {}], ids=["rbf", "linear SVC", "LinearSVC"])
+@pytest.mark.parametrize("engine", ["auto", "sklearn"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"fusion": "late"},
+        {"views": "augment"},
+        {"views": "vote"},
+        {"views": "vote", "fusion": "late"},
+        {"views": "augment", "fusion": "aligned"},
+    ],
+    ids=lambda parts: " ".join(parts.values()),
+)
+def test_svms_inside_of_another_classifier_come_back(svm, engine, parts, views_store, tmp_path):
+    grid = {"C": [1.0], **({"gamma": [0.1]} if "kernel" in svm else {})}
+    result = deepfeat.fit_svm(
+        views_store, test=None, cv=3, param_grid=grid, engine=engine, ledger=False, **svm, **parts
+    )
+    path = tmp_path / "a.deepfeat"
+    result.save(path)
+    X = np.random.default_rng(2).normal(size=(20, 16)).astype(np.float32)
+    found = read_bundle(path).pipeline
+    np.testing.assert_array_equal(found.decision_function(X), result.pipeline.decision_function(X))
+
+
+def test_support_vectors_inside_of_late_fusion_are_checked_and_its_template_is_not(views_store):
+    given = {"test": None, "cv": 3, "param_grid": {"C": [1.0], "gamma": [0.1]}, "ledger": False}
+    result = deepfeat.fit_svm(views_store, kernel="rbf", fusion="late", views=None, **given)
+    late = result.pipeline[-1]
+    assert not hasattr(late.estimator[-1], "support_")
+    check_estimators(result.pipeline, None, 8, result.classes, None)
+    late.estimators_[1][-1]._n_support = np.array([10**6, 1, 1], np.int32)
+    with pytest.raises(AuditError, match="the parts of its SVM do not fit one another"):
+        check_estimators(result.pipeline, None, 8, result.classes, None)
+
+
+def test_svm_that_was_not_fitted_is_refused(results):
+    pipeline = clone(results["rbf"].pipeline).set_params(svm=results["rbf"].pipeline[-1])
+    for name in set(vars(pipeline[-1])) - set(vars(SVC())):
+        delattr(pipeline[-1], name)
+    with pytest.raises(AuditError, match="does not work"):
+        check_estimators(pipeline, None, 10, ["A", "B", "C"], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["C", "B", "A"]}, "does not give a finite decision value for each of its classes"),
+        ({"classes": []}, "its classes are none"),
+        ({"threshold": 0.5}, "there is no positive class for it"),
+    ],
+)
+def test_file_that_could_not_be_loaded_is_not_saved(results, tmp_path, changes, message):
+    path = tmp_path / "a.deepfeat"
+    path.write_bytes(b"old")
+    with pytest.raises(
+        deepfeat.BundleError, match=rf"a\.deepfeat is not saved, since it could not be loaded: .*{message}"
+    ):
+        replace(results["linear"], **changes).save(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_is_not_there_is_named(results, tmp_path):
+    with pytest.raises(deepfeat.UsageError, match=r"cannot write .*: there is no folder '.*nowhere'"):
+        results["linear"].save(tmp_path / "nowhere" / "a.deepfeat")
+
+
+@pytest.mark.parametrize("engine", ["auto", "sklearn"])
+def test_class_weights_of_numpy_come_back(engine, tmp_path):
+    X, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2
+    weights = dict(zip(np.unique(y), np.array([2, 1]), strict=True))
+    options = {"test": None, "param_grid": {"C": [0.1]}, "engine": engine}
+    result = deepfeat.fit_svm((X, y), class_weight=[weights, None], **options)
+    result.save(tmp_path / "a.deepfeat")
+    found = read_bundle(tmp_path / "a.deepfeat")
+    np.testing.assert_array_equal(found.pipeline.decision_function(X), result.pipeline.decision_function(X))
+    assert {type(key) for key in result.cv_results["class_weight"][0]} == {int}
+    same = deepfeat.fit_svm((X, y), class_weight=[{0: 2, 1: 1}, None], **options)
+    np.testing.assert_array_equal(same.pipeline[-1].coef_, result.pipeline[-1].coef_)
 
 
 def test_nothing_of_images_or_folders_is_in_the_file(results, tmp_path, store):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,9 @@ from deepfeat.backbones.network import PREPROCESSINGS
 from deepfeat.cli import main, make_parser
 from deepfeat.cli.classifiers import _explain
 from deepfeat.cli.networks import _print_next_steps
-from deepfeat.cli.options import read_backbones, read_table
+from deepfeat.cli.options import advise_weights, read_backbones, read_table
 from deepfeat.cli.output import find_obstacle
+from deepfeat.errors import BackboneError
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +213,11 @@ def test_extract_with_a_label_file(folder, tmp_path, capsys):
         (["store", "export", "a.h5", "."], 2, "cannot write .: it is a folder, and a file is wanted"),
         (["store", "duplicates", "a.h5", "--csv", "."], 2, "cannot write .: it is a folder, and a file is wanted"),
         (["finetune", ".", "--backbone", "VGG16", "--output", "no/x.keras"], 2, "there is no folder 'no'"),
+        (["report", "f.h5", "rep.pdf"], 2, "cannot write rep.pdf: its name ends in '.pdf', use .html or .htm"),
+        (["report", "f.h5", "--backbone", "A", "B"], 2, "cannot write B: its name ends in '', use .html or .htm"),
+        (["explain", "m.deepfeat", "."], 2, ". is a folder: give one image file"),
+        (["extract", ".", "--backbone", "VGG16,ResNet50"], 2, "as in --backbone VGG16 --backbone ResNet50"),
+        (["finetune", ".", "--backbone", "VGG16,=random"], 2, "--backbone is 'VGG16,=random': repeat --backbone"),
     ],
 )
 def test_failure_is_one_sentence_and_an_exit_code(command, status, message, capsys, tmp_path, monkeypatch):
@@ -303,7 +310,58 @@ def test_wrong_use_exits_with_2(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main(command)
     assert caught.value.code == 2
-    assert "usage: deepfeat" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"deepfeat( \w+)?: .* \(see deepfeat( \w+)? --help\)\n", said)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["fit", "f.h5", "--postive", "MEL"], "deepfeat fit: there is no option --postive: did you mean --positive?"),
+        (["fit", "f.h5", "--postive=MEL"], "there is no option --postive=MEL: did you mean --positive?"),
+        (["fit", "f.h5", "--zzz"], "deepfeat fit: there is no option --zzz (see deepfeat fit --help)"),
+        (["store", "info", "f.h5", "--jsn"], "deepfeat store info: there is no option --jsn: did you mean --json?"),
+        (["fit", "f.h5", "g.h5"], "deepfeat fit: 'g.h5' is one argument too many"),
+        (["report", "f.h5", "a.html", "b.html"], "deepfeat report: 'b.html' is one argument too many"),
+        (["report", "f.h5", "--postive", "MEL"], "deepfeat report: there is no option --postive: did you mean --pos"),
+        (
+            ["extract", ".", "--backbone", "A", "B", "C"],
+            "deepfeat extract: --backbone takes one value, and 'B' is another: repeat --backbone for each",
+        ),
+        (["fit", "f.h5", "--backbone=A", "B"], "--backbone takes one value, and 'B' is another: repeat --backbone"),
+        (["fit", "f.h5", "--positive", "in", "situ"], "--positive takes one value, and 'situ' is another: quote a"),
+        (["fit", "f.h5", "--C", "1", "--nested", "g.h5"], "deepfeat fit: 'g.h5' is one argument too many"),
+    ],
+)
+def test_argument_that_nothing_takes_is_named_by_its_command(command, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (["report", "f.h5"], "report.html"),
+        (["report", "f.h5", "--positive", "MEL"], "report.html"),
+        (["report", "f.h5", "--positive", "MEL", "rep.html"], "rep.html"),
+        (["report", "f.h5", "rep.html", "--positive", "MEL"], "rep.html"),
+        (["report", "--positive", "MEL", "f.h5", "rep.html"], "rep.html"),
+    ],
+)
+def test_page_may_be_named_before_and_after_the_options(command, output):
+    arguments = make_parser().parse_args(command)
+    assert (arguments.cache, arguments.output) == ("f.h5", output)
+
+
+@pytest.mark.parametrize("command", ["fit", "report"])
+def test_help_has_the_default_of_the_test(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "'split' (stored test rows, the default)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("command", [["demo"], ["extract"], ["fit"], ["predict"], ["explain"], ["store", "info"]])
@@ -345,10 +403,12 @@ def test_option_has_help(name, action):
         (["--plot", "curves.foo"], "ends in '.foo', use .png, .svg or .pdf"),
         (["--plot", "nowhere/curves.png"], "there is no folder 'nowhere'"),
         (["--report", "nowhere/report.html"], "there is no folder 'nowhere'"),
+        (["--report", "report.pdf"], "cannot write report.pdf: its name ends in '.pdf', use .html or .htm"),
+        (["--backbone", "A,B"], "--backbone is 'A,B': repeat --backbone for each, as in --backbone A --backbone B"),
         (["--save", "nowhere/skin.deepfeat"], "there is no folder 'nowhere'"),
         (["--predictions", "nowhere/rows.csv"], "there is no folder 'nowhere'"),
         (["--plot", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
-        (["--report", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
+        (["--report", "taken.html"], "cannot write taken.html: it is a folder, and a file is wanted"),
         (["--save", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
         (["--predictions", "taken.png"], "cannot write taken.png: it is a folder, and a file is wanted"),
         (["--save", ""], "cannot write '': it is a folder, and a file is wanted"),
@@ -365,6 +425,7 @@ def test_option_has_help(name, action):
 def test_wrong_use_of_fit_is_one_sentence_and_costs_no_fit(cache, tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.png").mkdir()
+    (tmp_path / "taken.html").mkdir()
     (tmp_path / "other.keras").write_bytes(b"other weights")
     monkeypatch.setattr("deepfeat.svm.procedure.Procedure.__init__", None)
     assert main(["fit", str(cache), *arguments]) == 2
@@ -420,6 +481,13 @@ def test_other_size_than_a_file_is_fixed_to_is_one_sentence(folder, tmp_path, ca
         (["doctor", "--n-images", "-5"], "it is '-5': use a whole number, 1 or more"),
         (["doctor", "--dim", "0"], "it is '0': use a whole number, 1 or more"),
         (["fit", "features.h5", "--choose", "best"], "it is 'best': use 'all-subsets', or 'top-N'"),
+        (["fit", "f.h5", "--C", "1e-4,1e-3"], "--C: it is '1e-4,1e-3': use numbers such as 1e-4 1e-3, separated by"),
+        (["fit", "f.h5", "--gamma", "1,2"], "--gamma: it is '1,2': use numbers such as 1e-4 1e-3, separated by blanks"),
+        (["compare", "f.h5", "--C", "1,2"], "--C: it is '1,2': use numbers such as 1e-4 1e-3, separated by blanks"),
+        (
+            ["report", "f.h5", "--C", "1", "r.html"],
+            "--C: it is 'r.html': use numbers such as 1e-4 1e-3, and name files",
+        ),
     ],
 )
 def test_values_that_cannot_be_read_are_named(capsys, arguments, said):
@@ -447,7 +515,9 @@ def test_demo_runs_both_stages_from_nothing(tmp_path):
     assert scores.keys() == {"accuracy", "balanced accuracy"}
     assert min(scores.values()) > 0.85
     assert lines[2].split() == ["report", "deepfeat-demo/report.html"]
-    assert "no picture" not in (tmp_path / "deepfeat-demo" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "deepfeat-demo" / "report.html").read_text(encoding="utf-8")
+    assert "no picture" not in page
+    assert "No warnings." in page
     assert lines[-2].strip().startswith("deepfeat extract ")
     assert lines[-1].strip().startswith("deepfeat fit ")
     # No bar where there is no terminal, and nothing of what TensorFlow writes while it starts.
@@ -468,11 +538,25 @@ def test_store_verify_of_a_sound_store(cache, capsys):
 
 def test_store_verify_finds_features_that_are_not_what_is_computed_now(cache, capsys, monkeypatch):
     def differ(*_):
-        return pd.DataFrame({"block": ["EfficientNetLite0"], "images": [4], "largest_difference": [0.5]})
+        return pd.DataFrame({"block": ["EfficientNetLite0"], "images": [4], "largest_difference": [0.5], "changed": 0})
 
     monkeypatch.setattr(deepfeat, "verify_sample", differ)
     assert main(["store", "verify", str(cache), "--sample", "4"]) == 1
     assert "EfficientNetLite0 differ from what is computed now by more than 0.001" in capsys.readouterr().err
+
+
+def test_store_verify_tells_of_files_that_no_extraction_will_look_at(folder, cache, capsys):
+    file = folder / "dark" / "dark0.png"
+    content, status = file.read_bytes(), file.stat()
+    command = ["store", "verify", str(cache), "--sample", "24", "--backbone", "EfficientNetLite0", "--input-size", "32"]
+    file.write_bytes(content[::-1])
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    try:
+        assert main(command) == 1
+        assert "1 file(s) of those that were read have other contents than when" in capsys.readouterr().err
+    finally:
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_features_that_are_no_numbers_any_more_are_not_what_was_computed(cache, capsys, monkeypatch):
@@ -759,7 +843,132 @@ def test_store_similarity_prints_and_draws(cache, tmp_path, capsys):
     assert "EfficientNetLite0              1.000" in capsys.readouterr().out
 
 
-def test_maps_are_made_by_the_networks_that_are_named():
-    assert _explain(make_parser().parse_args(["report", "f.h5", "--maps"])).keywords == {"backbones": None}
-    named = _explain(make_parser().parse_args(["report", "f.h5", "--network", "EfficientNetLite0"])).keywords
-    assert [backbone.name for backbone in named["backbones"]] == ["EfficientNetLite0"]
+def test_maps_are_made_by_the_networks_that_are_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(deepfeat, "explain_images", lambda *given, backbones: asked.append((given, backbones)))
+    result = SimpleNamespace(provenance={"blocks": [{"name": "vit", "dim": 3}]})
+    for command in (["report", "f.h5", "--maps"], ["report", "f.h5", "--network", "EfficientNetLite0"]):
+        _explain(make_parser().parse_args(command))(result, ["a.png"], "MEL")
+    (first, none), (second, [backbone]) = asked
+    assert first == second == (result, ["a.png"], "MEL")
+    assert (none, backbone.name) == (None, "EfficientNetLite0")
+
+
+@pytest.mark.parametrize(
+    ("reason", "given", "said"),
+    [
+        (
+            "the ImageNet weights of MobileNetV2 could not be downloaded: put a.h5 into models, pass weights=<file>, "
+            "or use a backbone whose weights are on this machine: MobileNet",
+            (),
+            "m.deepfeat was made with other weights of MobileNetV2 than are here: name theirs, --backbone "
+            "MobileNetV2=FILE (the ImageNet weights of MobileNetV2 could not be downloaded: put a.h5 into models)",
+        ),
+        (
+            "skin cannot be built from its description (there is no backbone 'skin'): pass the backbone",
+            ("MobileNetV2=a.h5",),
+            "m.deepfeat was made with other weights of skin than are here: name theirs, --backbone FILE "
+            "(skin cannot be built from its description (there is no backbone 'skin'))",
+        ),
+        ("a.h5 are no weights of MobileNetV2", ("MobileNetV2=a.h5",), "a.h5 are no weights of MobileNetV2"),
+        ("the features 'vit' were not made by a network", (), "the features 'vit' were not made by a network"),
+    ],
+)
+def test_option_that_names_weights_is_named(reason, given, said):
+    specs = [{"backbone": name} for name in ("MobileNet", "MobileNetV2", "skin")]
+    with pytest.raises(BackboneError) as caught, advise_weights("m.deepfeat", [*specs, {}], "--backbone", given):
+        raise BackboneError(reason)
+    assert str(caught.value) == said
+
+
+@pytest.fixture(scope="module")
+def of_a_file(folder, tmp_path_factory):
+    """A store, a classifier, and the file of the weights with which they were made."""
+    root = tmp_path_factory.mktemp("weights")
+    deepfeat.Backbone("EfficientNetLite0", weights=None, seed=5).build().save_weights(root / "a.weights.h5")
+    named = ["--backbone", f"EfficientNetLite0={root / 'a.weights.h5'}", "--input-size", "32"]
+    assert main(["extract", str(folder), *named, "--cache", str(root / "f.h5"), "--quiet"]) == 0
+    assert main(["fit", str(root / "f.h5"), "--C", "1e-3", "--no-ledger", "--save", str(root / "m.deepfeat")]) == 0
+    return root
+
+
+def test_weights_of_a_file_are_asked_for_by_the_option(of_a_file, folder, tmp_path, capsys):
+    store, model, image = str(of_a_file / "f.h5"), str(of_a_file / "m.deepfeat"), str(folder / "dark" / "dark0.png")
+    wanted = "was made with other weights of EfficientNetLite0 than are here: name theirs, {} EfficientNetLite0=FILE ("
+    files = ["--output", str(tmp_path / "e.png")]
+    for command in (["predict", model, image], ["explain", model, image, *files], ["store", "verify", store]):
+        assert main([*command, *(["--sample", "2"] if command[0] == "store" else [])]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert wanted.format("--backbone") in said
+        assert "pass the backbone" not in said
+    named = ["--backbone", f"EfficientNetLite0={of_a_file / 'a.weights.h5'}", "--input-size", "32"]
+    assert main(["predict", model, image, *named]) == 0
+
+
+def test_maps_that_cannot_be_drawn_are_told_of_on_standard_error(of_a_file, folder, tmp_path, capsys):
+    store, page = tmp_path / "f.h5", tmp_path / "page.html"
+    # Labels that no network can tell, so that there are errors.
+    table = deepfeat.read_folder(folder).assign(label=["a", "b"] * 12)
+    backbone = deepfeat.Backbone("EfficientNetLite0", weights=of_a_file / "a.weights.h5", input_size=32)
+    deepfeat.extract(table, backbone, store, progress=False)
+    options = ["--maps", "--map", "pca", "--C", "1e-3", "--cv", "2", "--no-ledger"]
+    assert main(["report", str(store), str(page), *options]) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("No activation maps: ")]
+    assert "--network EfficientNetLite0=FILE" in said
+    assert "No activation maps: " in page.read_text(encoding="utf-8")
+
+
+def test_advice_for_python_is_not_given_on_the_command_line(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise BackboneError("the weights could not be downloaded: put them there, pass weights=<file>, or use others")
+
+    monkeypatch.setattr(deepfeat, "extract", refuse)
+    monkeypatch.setattr(deepfeat, "read_folder", lambda *_: None)
+    assert main(["extract", ".", "--backbone", "VGG16"]) == 1
+    assert "pass --backbone NAME=FILE, or use others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "has no column 'label': it has ['image', 'dx']: name the one with the label by --label-column"),
+        (
+            ["--image-column", "id"],
+            "has no column 'id': it has ['image', 'dx']: name the one with the image by --image",
+        ),
+        (["--label-column", "dx", "--group-column", "lesion"], "name the one with the group by --group-column"),
+        (["--label-column", "dx", "--split-column", "set"], "name the one with the split by --split-column"),
+    ],
+)
+def test_option_that_names_a_missing_column_is_named(folder, tmp_path, capsys, options, said):
+    (tmp_path / "labels.csv").write_text("image,dx\ndark/dark0.png,a\n", encoding="utf-8")
+    command = extract_command(folder, tmp_path / "f.h5", "--csv", str(tmp_path / "labels.csv"))
+    assert main([*command, *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_option_that_names_a_missing_column_of_imported_features_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("vit.npy", np.zeros((1, 2)))
+    (tmp_path / "labels.csv").write_text("id,dx\na,b\n", encoding="utf-8")
+    assert main(["store", "import", "f.h5", "vit.npy", "--csv", "labels.csv"]) == 2
+    assert "it has ['id', 'dx']: name the one with the image by --image-column" in capsys.readouterr().err
+
+
+def test_name_of_a_block_may_have_a_comma(tmp_path, capsys):
+    features = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    table = pd.DataFrame({"image_id": [f"i{k}" for k in range(24)], "label": ["a", "b"] * 12})
+    deepfeat.import_features(features, table, tmp_path / "f.h5", name="vit,large")
+    assert main(["fit", str(tmp_path / "f.h5"), "--backbone", "vit,large", "--C", "1", "--no-ledger"]) == 0
+    assert main(["store", "export", str(tmp_path / "f.h5"), str(tmp_path / "f.csv"), "--backbone", "vit,x"]) == 2
+    assert "repeat --backbone for each, as in --backbone vit --backbone x" in capsys.readouterr().err
+
+
+def test_pairs_without_labels_are_not_of_two_labels(tmp_path, capsys):
+    X = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    X[1:8:2] = X[0:8:2]
+    labels = [None, None, "a", None, "a", "a", "a", "b"] + ["a"] * 32
+    table = pd.DataFrame({"image_id": [f"i{k}" for k in range(40)], "label": labels})
+    deepfeat.import_features(X, table, tmp_path / "f.h5", name="f")
+    assert main(["store", "duplicates", str(tmp_path / "f.h5")]) == 0
+    assert "4 are not of one group, 1 of these of two labels" in capsys.readouterr().out

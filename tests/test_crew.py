@@ -15,7 +15,7 @@ from deepfeat import cli
 from deepfeat.errors import ClusterError, UsageError
 from deepfeat.svm import crew, search
 
-pytest.importorskip("distributed", reason="NO CLUSTER TESTS: the package distributed is missing")
+dask_distributed = pytest.importorskip("distributed", reason="NO CLUSTER TESTS: the package distributed is missing")
 
 long = pytest.mark.skipif("DEEPFEAT_CLUSTER" not in os.environ, reason="workers start anew: make test-cluster")
 
@@ -91,7 +91,7 @@ def test_folds_and_candidates_are_spread_and_features_sent_once(cache, client, m
     monkeypatch.setattr(client, "submit", lambda *given, **options: spread.append(given) or submit(*given, **options))
     fit(cache, client=client, kernel="rbf", backbones="all-subsets", param_grid={"C": [1, 10], "gamma": [0.01, 0.1]})
     assert sent == [{"broadcast": True}]
-    assert len(spread) == 3 * 3 * 2  # sets of blocks, folds, values of gamma
+    assert sum(given[0] is crew._call for given in spread) == 3 * 3 * 2  # sets of blocks, folds, values of gamma
 
 
 def test_independent_candidates_are_those_that_differ_in_more_than_one_value():
@@ -124,6 +124,47 @@ def test_fold_that_ends_every_worker_is_one_sentence(cache, cluster, client, mon
     with pytest.raises(ClusterError, match=r"fold ended 1 worker\(s\).*so fit again"):
         fit(cache, client=client, scoring=make_scorer(end))
     client.wait_for_workers(2)
+
+
+@long
+def test_samples_that_died_with_their_workers_are_one_sentence(cache, client, monkeypatch):
+    scatter = client.scatter
+
+    def lose(data, **options):
+        held, workers = scatter(data, **options), client.run(os.getpid)
+        for pid in workers.values():
+            os.kill(pid, signal.SIGKILL)
+        while set(workers) & set(client.nthreads()):
+            time.sleep(0.02)
+        return held
+
+    monkeypatch.setattr(client, "scatter", lose)
+    with pytest.raises(ClusterError, match=r"^the workers that held the samples died, mostly .*so fit again$"):
+        fit(cache, client=client)
+    client.wait_for_workers(2)
+
+
+def test_worker_with_another_deepfeat_is_refused(cache, client, monkeypatch):
+    monkeypatch.setattr(crew, "__version__", "99.0")
+    with pytest.raises(ClusterError, match=r"^worker tcp://.* and the caller 99\.0: install one version everywhere$"):
+        fit(cache, client=client)
+
+
+def test_late_worker_with_another_deepfeat_is_refused(cache, client, monkeypatch):
+    monkeypatch.setattr(crew, "ask_worker", lambda *given: None)  # as if a worker with ours had been there first
+    monkeypatch.setattr(crew, "__version__", "99.0")
+    with pytest.raises(ClusterError, match=r"and the caller 99\.0: install one version everywhere"):
+        fit(cache, client=client)
+
+
+def test_cluster_that_grows_with_its_tasks_starts_from_none(cache, caplog):
+    options = {"n_workers": 0, "processes": False, "dashboard_address": ":0"}
+    with dask_distributed.LocalCluster(**options) as short, dask_distributed.Client(short) as client:
+        # One that stays once it is there.
+        short.adapt(minimum=0, maximum=1, interval="100ms", wait_count=10**6)
+        there = fit(cache, client=client)
+    assert caplog.text.count("the cluster has no workers: waiting for one") == 1
+    assert_equal_results(fit(cache), there)
 
 
 def test_command_line_takes_a_scheduler(cache, cluster, capsys):

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import hashlib
 import importlib
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cluster_caller
@@ -15,11 +20,12 @@ from PIL import Image
 from small_network import small_cnn
 
 import deepfeat
-from deepfeat import cli, computation, distributed, extraction
+from deepfeat import cli, cluster, computation, distributed, extraction
 from deepfeat.backbones.network import PREPROCESSINGS, Network
 from deepfeat.cluster import clear_failures, connect
 from deepfeat.distributed import compute_shards, resolve_on_worker
 from deepfeat.errors import BackboneError, ClusterError, DataWarning, ImageError, UsageError
+from deepfeat.images import LoadedImage
 
 dask_distributed = pytest.importorskip("distributed", reason="NO CLUSTER TESTS: the package distributed is missing")
 
@@ -134,6 +140,93 @@ def test_files_that_workers_do_not_find_are_failures_with_the_reason(
     monkeypatch.undo()
 
 
+@pytest.fixture
+def copies(folder, tmp_path, client, monkeypatch):
+    """Copies of the photos, which workers find under the paths where this process finds the photos."""
+    if sys.platform != "linux":
+        pytest.skip("/proc shows each process a folder of its own")
+    shutil.copytree(folder, tmp_path / "copies", copy_function=shutil.copyfile)
+    before = client.run(os.getcwd)
+    client.run(os.chdir, str(tmp_path / "copies"))
+    monkeypatch.chdir(folder)
+    yield tmp_path / "copies"
+    for address, path in before.items():
+        client.run(os.chdir, path, workers=[address])
+
+
+def test_equal_copies_on_the_workers_settle_after_one_call(copies, tmp_path, client, monkeypatch):
+    store = extract("/proc/self/cwd", tmp_path / "features.h5", client=client)
+    assert store.blocks["done"].tolist() == [30]
+    monkeypatch.setattr(distributed, "_compute_shard", None)
+    extract("/proc/self/cwd", tmp_path / "features.h5", client=client)
+
+
+def test_other_files_on_the_workers_are_failures_until_they_are_the_same(
+    copies, folder, tmp_path, client, small_shards
+):
+    larger, other = copies / "a" / "003.png", copies / "a" / "009.png"
+    larger.write_bytes(larger.read_bytes() + b"more")
+    other.write_bytes(other.read_bytes()[:-1] + b"?")
+    with pytest.warns(DataWarning) as warned:
+        store = extract("/proc/self/cwd", tmp_path / "features.h5", client=client)
+    said = [str(warning.message) for warning in warned]
+    assert len(said) == 2  # once, and the report at the end
+    assert said[0].startswith("workers find other files than are here: they need the images under the same paths")
+    assert store.blocks[["done", "failed"]].to_numpy().tolist() == [[28, 2]]
+    reasons = dict(zip(store.failures["image_id"], store.failures["reason"], strict=True))
+    size = larger.stat().st_size
+    assert reasons["a/003.png"].startswith(f"another file ({size} bytes, here {size - 4}) on tcp://")
+    assert reasons["a/009.png"].startswith("other contents than here on tcp://")
+    for name in ("003.png", "009.png"):
+        shutil.copyfile(folder / "a" / name, copies / "a" / name)
+    there = extract("/proc/self/cwd", tmp_path / "features.h5", client=client)
+    assert_equal_stores(extract("/proc/self/cwd", tmp_path / "here.h5"), there)
+
+
+HERE = b"contents"
+SEEN = {
+    "same": ({}, {}, None),
+    "other size": (
+        {"size": 9},
+        {"reason": "another file (9 bytes, here 8) on w", "stamp": None, "digest": None},
+        "other",
+    ),
+    "other time": ({"mtime_ns": 2}, {"stamp": "here"}, None),
+    "other contents": (
+        {"mtime_ns": 2, "data": b"Contents"},
+        {"reason": "other contents than here on w", "stamp": None, "digest": None},
+        "other",
+    ),
+    "unreadable": ({"mtime_ns": 2, "data": None, "reason": "unreadable"}, {}, None),
+    "damaged": ({"mtime_ns": 2, "reason": "damaged"}, {"stamp": "here"}, None),
+    "not found": ({"size": None, "data": None, "reason": "file not found"}, {"reason": "file not found on w"}, "find"),
+}
+
+
+@pytest.mark.parametrize("case", SEEN)
+@pytest.mark.parametrize("is_here", [True, False])
+def test_what_a_worker_saw_is_held_against_the_file_here(tmp_path, case, is_here):
+    path = tmp_path / "a.png"
+    path.write_bytes(HERE)
+    here, (seen, expected, warned) = distributed.stamp_file(path), SEEN[case]
+    seen = {"size": here.size, "mtime_ns": here.mtime_ns, "data": HERE, "reason": None, **seen}
+    stamp = None if seen["size"] is None else replace(here, size=seen["size"], mtime_ns=seen["mtime_ns"])
+    digest = None if seen["data"] is None else hashlib.sha256(seen["data"]).digest()
+    image = LoadedImage(0, stamp, digest, {}, seen["reason"])
+    if not is_here:
+        path.unlink()
+        expected, warned = {"reason": expected["reason"]} if stamp is None else {}, None
+    checked, doubt = distributed._check_file(image, str(path), "w")
+    assert checked == replace(image, **{**expected, **({"stamp": here} if expected.get("stamp") else {})})
+    assert doubt is None if warned is None else warned in doubt
+
+
+def test_file_that_cannot_be_read_here_is_taken_as_the_worker_saw_it(tmp_path):
+    stamp = distributed.stamp_file(tmp_path)
+    image = LoadedImage(0, replace(stamp, mtime_ns=2), b"digest", {}, None)
+    assert distributed._check_file(image, str(tmp_path), "w") == (image, None)
+
+
 def test_relative_paths_are_those_of_the_caller(folder, tmp_path, client, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert extract("photos", "features.h5", client=client).blocks["done"].tolist() == [30]
@@ -177,9 +270,24 @@ def backbone_with(code):
 @long
 def test_images_that_end_every_worker_are_one_sentence(folder, tmp_path, cluster, client, monkeypatch):
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
-    with pytest.raises(ClusterError, match=r"images ended 1 worker\(s\), the last one tcp://.*what is stored stays"):
+    named = r"images \(\S+000\.png to \S+029\.png\) ended 1 worker\(s\), the last one tcp://.*what is stored stays"
+    with pytest.raises(ClusterError, match=named):
         extract(folder, tmp_path / "features.h5", backbone_with(LoadedBy(os._exit, 1)), client=client)
     client.wait_for_workers(2)
+
+
+class Future:
+    def __init__(self, error=None):
+        self.status = "error" if error else "pending"
+        self.exception = lambda: error
+
+
+def test_all_shards_that_were_on_dead_workers_are_named():
+    killed = [Future(dask_distributed.KilledWorker("task", None, 3)) for _ in range(2)]
+    futures = [killed[0], Future(), Future(ValueError()), killed[1]]
+    rows = [computation.Wanted(row, f"/{row}.png", {}) for row in range(8)]
+    handed = {future: distributed.Shard(rows[2 * n : 2 * n + 2]) for n, future in enumerate(futures)}
+    assert distributed._name_killers(handed) == "shard of images (/0.png to /1.png, or /6.png to /7.png)"
 
 
 def test_backbone_that_workers_cannot_load_is_one_sentence(folder, tmp_path, client):
@@ -244,6 +352,53 @@ def test_lost_scheduler_leaves_a_resumable_store(folder, tmp_path, small_shards,
     monkeypatch.undo()
     assert 0 < deepfeat.open_features(cache).blocks["done"][0] < 30
     assert_equal_stores(here, extract(folder, cache))
+
+
+class Rescue(logging.Handler):
+    """Starts a worker when it is said that there is none."""
+
+    def __init__(self, cluster):
+        super().__init__()
+        self.cluster = cluster
+
+    def emit(self, record):
+        if "the cluster has no workers: waiting for one" in record.getMessage():
+            self.cluster.scale(1)
+
+
+def test_cluster_without_workers_is_waited_for_and_said(folder, tmp_path, small_shards, monkeypatch, caplog):
+    monkeypatch.setattr(cluster, "_LOOK", 0.1)
+    here, store = extract(folder, tmp_path / "here.h5"), extraction._Run.store
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+    with dask_distributed.LocalCluster(**options) as short, dask_distributed.Client(short) as client:
+
+        def leave_after(self, *given):
+            monkeypatch.setattr(extraction._Run, "store", store)
+            short.scale(0)
+            while client.nthreads():
+                time.sleep(0.02)
+            return store(self, *given)
+
+        monkeypatch.setattr(extraction._Run, "store", leave_after)
+        rescue = Rescue(short)
+        logging.getLogger("deepfeat").addHandler(rescue)
+        try:
+            there = extract(folder, tmp_path / "there.h5", client=client)
+        finally:
+            logging.getLogger("deepfeat").removeHandler(rescue)
+    assert caplog.text.count("no workers") == 1
+    assert_equal_stores(here, there)
+
+
+@pytest.mark.parametrize(
+    ("threads", "times"),
+    [([1, 0, 1, 0, 1], 0), ([0, 0, 1, 1], 1), ([1, 0, 0, 0, 0, 0], 1), ([0, 0, 1, 0, 0], 2), ([0], 0)],
+)
+def test_workers_that_are_gone_for_a_moment_are_not_missed(caplog, threads, times):
+    left = [{"worker": 1} if n else {} for n in threads]
+    is_over = SimpleNamespace(wait=lambda seconds: not left)
+    cluster._look_for_workers(SimpleNamespace(nthreads=lambda: left.pop(0)), is_over)
+    assert caplog.text.count("the cluster has no workers: waiting for one") == times
 
 
 LARGE = small_cnn(pooling=None, input_size=cluster_caller.SIZE)
@@ -311,7 +466,7 @@ def test_shards_are_of_seconds_and_bytes(monkeypatch, n_bytes, seconds, sizes):
     part = computation.Computed([None], [output, None], [None, None])
     found = []
     for _ in sizes:
-        shards.learn(distributed.ComputedShard([part], seconds, ()))
+        shards.learn(distributed.ComputedShard([part], seconds, (), "nowhere"))
         found += [len(shard.items) for shard in shards.take(1)]
     assert found == sizes
 
@@ -350,4 +505,4 @@ def test_workers_without_deepfeat_are_named(caplog):
     )
     with pytest.raises(ClusterError, match=r"workers cannot import deepfeat .*: install deepfeat"):
         resolve_on_worker(nobody, "auto", "auto")
-    assert "the cluster has no workers yet" in caplog.text
+    assert "the cluster has no workers: waiting for one" in caplog.text

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import binom
 from sklearn import metrics as sk
 
+from deepfeat.errors import DataError
 from deepfeat.evaluation import class_scores, evaluate
 
 
@@ -113,6 +114,101 @@ def test_interval_of_an_accuracy_is_that_of_the_binomial_distribution():
     assert found.metrics.low["accuracy"] == pytest.approx(low, abs=0.004)
     assert found.metrics.high["accuracy"] == pytest.approx(high, abs=0.004)
     assert np.isnan(found.metrics.low["auroc_macro"])
+
+
+def score(truth, guess, **options):
+    """Two classes, of which the second is positive."""
+    return evaluate(truth, guess, class_scores(np.where(guess, 1.0, -1.0)), [0, 1], 1, **options)
+
+
+def ends(found, metric):
+    return found.metrics.loc[metric, ["low", "high"]].tolist()
+
+
+def test_rates_that_are_certain_have_an_interval_all_the_same():
+    truth = np.arange(60) < 6
+    right = score(truth, truth)
+    assert ends(right, "recall") == pytest.approx([0.5407, 1], abs=1e-4)
+    assert ends(right, "precision") == pytest.approx([0.5407, 1], abs=1e-4)
+    assert ends(right, "specificity") == pytest.approx([0.025 ** (1 / 54), 1])
+    assert ends(right, "accuracy") == pytest.approx([0.025 ** (1 / 60), 1])
+    np.testing.assert_allclose(right.per_class["recall_low"], [0.025 ** (1 / 54), 0.025 ** (1 / 6)])
+    wrong = score(truth, ~truth)
+    assert ends(wrong, "recall") == pytest.approx([0, 0.4593], abs=1e-4)
+    assert ends(wrong, "accuracy") == pytest.approx([0, 1 - 0.025 ** (1 / 60)])
+
+
+def test_certain_rates_count_groups_and_not_images():
+    truth = np.arange(60) < 18
+    assert ends(score(truth, truth, groups=np.arange(60) // 3), "recall") == pytest.approx([0.025 ** (1 / 6), 1])
+    # Of 18 groups in five folds, 8 are drawn.
+    assert ends(score(truth, truth, n_folds=5), "recall") == pytest.approx([0.025 ** (1 / 8), 1])
+
+
+def test_rate_that_is_not_certain_keeps_its_interval():
+    truth, guess = np.arange(60) < 20, np.arange(60) < 19
+    found = score(truth, guess)
+    assert found.metrics.low["precision"] == pytest.approx(0.025 ** (1 / 19))
+    assert found.metrics.low["recall"] == pytest.approx(0.85, abs=0.03)
+    assert found.metrics.high["recall"] == 1
+
+
+def expected_average_precision(n_positive, n):
+    """Of a random order, equation 4 of Bestgen (2015)."""
+    harmonic = (1 / np.arange(1, n + 1)).sum()
+    return ((n_positive - 1) / (n - 1) * (n - harmonic) + harmonic) / n
+
+
+def test_average_precision_of_noise_in_strata_is_that_of_all_images():
+    truth, values, held = np.arange(200) < 10, [], 0
+    for seed in range(60):
+        noise = np.random.default_rng(seed).normal(size=200)
+        found = evaluate(
+            truth, noise > 0, class_scores(noise), [0, 1], 1, strata=np.arange(200) % 5, n_folds=5, n_resamples=100
+        )
+        values.append(found.metrics.value["average_precision"])
+        held += found.metrics.low["average_precision"] <= 0.05 <= found.metrics.high["average_precision"]
+    # In each stratum alone, with 2 of 40 images, it would be 0.13.
+    assert np.mean(values) == pytest.approx(expected_average_precision(10, 200), abs=0.01)
+    assert held >= 55
+
+
+def test_scales_of_strata_do_not_matter_to_ranking_metrics():
+    rng = np.random.default_rng(0)
+    truth, strata = rng.random(120) < 0.3, rng.integers(3, size=120)
+    values = rng.normal(size=120) + truth
+    one, other = (
+        evaluate(truth, truth, class_scores(v), [0, 1], 1, strata=strata, n_resamples=50).metrics
+        for v in (values, values * 10.0**strata - 3 * strata)
+    )
+    ranked = ["auroc", "average_precision", "average_precision_macro"]
+    np.testing.assert_array_equal(one.loc[ranked], other.loc[ranked])
+
+
+def test_calibration_error_has_no_interval():
+    rng = np.random.default_rng(0)
+    chance = rng.random(300)
+    truth = rng.random(300) < chance
+    options = {"probabilities": np.column_stack([1 - chance, chance])}
+    found = evaluate(truth, chance > 0.5, class_scores(chance - 0.5), [0, 1], **options).metrics
+    assert 0 < found.value["calibration_error"] < 0.2
+    assert np.isnan(ends(score(truth, chance > 0.5, **options), "calibration_error")).all()
+    assert found.low["brier"] < found.value["brier"] < found.high["brier"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["a", "x"]}, "labels has 'x', which is none of the classes: use 'a', 'b'"),
+        ({"predicted": ["a", np.nan]}, "predicted has nan, which is none of the classes: use 'a', 'b'"),
+        ({"groups": [np.nan, 1]}, "groups are missing for 1 of 2 images: give each image a value"),
+        ({"strata": [None, 1]}, "strata are missing for 1 of 2 images: give each image a value"),
+    ],
+)
+def test_labels_and_groups_that_are_not_known_are_refused(change, message):
+    given = {"labels": ["a", "b"], "predicted": ["a", "a"], "decision": np.eye(2), "classes": ["a", "b"], **change}
+    with pytest.raises(DataError, match=message):
+        evaluate(**given)
 
 
 def test_class_scores_of_a_binary_decision_are_two_columns():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from dataclasses import replace
 
 import keras
@@ -17,7 +19,7 @@ from deepfeat.backbones.network import PREPROCESSINGS, untrained
 from deepfeat.computation import Output
 from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
 from deepfeat.extraction import find_unfit, plan_rows
-from deepfeat.images import FileStamp
+from deepfeat.images import FileStamp, LoadedImage
 from deepfeat.runtimes.keras import KerasRuntime
 from deepfeat.store import DONE, FAILED, RECORD
 from deepfeat.verification import backbone_of
@@ -444,7 +446,7 @@ def test_renamed_image_of_known_content_is_copied(folder, cache, computed, caplo
     first = extract(folder, cache)
     known = first.features("Tiny", ["a/00.png"]).copy()
     (folder / "a" / "00.png").rename(folder / "b" / "other name.png")
-    with caplog.at_level("INFO", "deepfeat"):
+    with caplog.at_level("INFO", "deepfeat"), pytest.warns(DataWarning, match="are equal byte for byte|files are gone"):
         store = extract(folder, cache)
     assert computed == [10]
     assert "Tiny: 9 done before, 1 copied" in caplog.text
@@ -510,6 +512,135 @@ def test_other_versions_are_warned_of_when_rows_are_added(folder, cache, monkeyp
         extract(folder, cache)
 
 
+@pytest.mark.parametrize("content", [b"", None], ids=["failed before", "another before"])
+def test_other_versions_are_warned_of_where_space_is_there_already(folder, cache, monkeypatch, content):
+    file = folder / "a" / "00.png"
+    whole = file.read_bytes()
+    file.write_bytes((folder / "b" / "01.png").read_bytes() if content is None else content)
+    with pytest.warns(DataWarning, match="1 of 10 images failed|equal byte for byte"):
+        extract(folder, cache)
+    file.write_bytes(whole)
+    now = computation.versions("tensorflow")
+    monkeypatch.setattr(computation, "versions", lambda engine: {**now, "keras": "99.0"})
+    with pytest.warns(DataWarning, match=r"the rows of Tiny so far were computed with keras .* \(now 99\.0\)"):
+        extract(folder, cache)
+
+
+# What the store has besides
+
+
+def test_class_that_is_renamed_is_told_of(folder, cache):
+    """Its images have other ids now, and the same contents as the old ones, which stay."""
+    extract(folder, cache)
+    (folder / "b").rename(folder / "c")
+    with pytest.warns(DataWarning) as told:
+        store = extract(folder, cache)
+    assert store.n_images == 15
+    said = [str(warning.message) for warning in told]
+    assert said[0] == "5 set(s) of images are equal byte for byte (first: 'b/01.png', 'c/01.png')"
+    assert said[1].startswith(f"5 image(s) of {cache} are not given any more, and their files are gone (first: b/01")
+
+
+def test_images_of_earlier_calls_are_noted_and_not_warned_of(folder, cache, caplog):
+    table = deepfeat.read_folder(folder)
+    extract(table[:6], cache)
+    with caplog.at_level("INFO", "deepfeat"):
+        extract(table[6:], cache)
+    assert f"{cache} has 6 image(s) besides those given, which fits take, too" in caplog.messages
+
+
+def test_images_that_are_not_given_any_more_are_left_out_by_their_label(folder, cache):
+    extract(folder, cache)
+    (folder / "a" / "00.png").unlink()
+    with pytest.warns(DataWarning, match=r"1 image\(s\) of .* \(first: a/00.png\)"):
+        store = extract(folder, cache)
+    labels = store.table.set_index("image_id")["label"]
+    labels["a/00.png"] = None
+    result = deepfeat.fit_svm(store, labels=labels, test=None, cv=2, param_grid={"C": [1.0]}, ledger=False)
+    assert len(result.predictions) == 9
+
+
+# Other files under known ids
+
+
+def make_twins(tmp_path):
+    """Two folders with files of the same names, sizes and times, but other contents."""
+    folders = tmp_path / "site 1", tmp_path / "site 2"
+    for number, folder in enumerate(folders):
+        for name in ("0.bmp", "1.bmp", "2.bmp"):
+            save_picture(folder / "x" / name, 10 * number + int(name[0]))
+            os.utime(folder / "x" / name, ns=(10**18, 10**18))
+    return folders
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_file_of_another_path_is_read_whatever_its_size_and_time(tmp_path, cache, is_gone):
+    """Each block looks, also one that a later call extends."""
+    first, second = make_twins(tmp_path)
+    extract(first, cache)
+    extract(first, cache, deepfeat.Backbone(**TINY, layer="first"))
+    if is_gone:
+        shutil.rmtree(first)
+        store = extract(second, cache)
+    else:
+        with pytest.warns(DataWarning, match=r"3 image\(s\) have the id of another file that is still there"):
+            store = extract(second, cache)
+    np.testing.assert_allclose(store.features("Tiny"), expected_features(second, store.table["image_id"]), rtol=1e-4)
+    store = extract(second, cache, deepfeat.Backbone(**TINY, layer="first"))
+    expected = expected_features(second, store.table["image_id"], "first")
+    np.testing.assert_allclose(store.features("Tiny:first"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_folder_that_was_moved_is_looked_at_and_not_computed_again(folder, cache, tmp_path, computed):
+    before = extract(folder, cache).features("Tiny").copy()
+    folder.rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    computed.clear()
+    for name in ("moved", "link"):
+        store = extract(tmp_path / name, cache)
+        assert store.table["path"][0] == str(tmp_path / name / "a" / "00.png")
+        np.testing.assert_array_equal(store.features("Tiny"), before)
+    assert computed == []
+
+
+def test_path_where_nothing_is_keeps_features_and_is_told_of(folder, cache):
+    before = extract(folder, cache).features("Tiny").copy()
+    table = deepfeat.read_folder(folder)
+    table["path"] = [path.replace("photos", "elsewhere") for path in table["path"]]
+    with pytest.warns(DataWarning, match=r"10 image\(s\) have another path than before, where no file can be seen"):
+        store = extract(table, cache)
+    np.testing.assert_array_equal(store.features("Tiny"), before)
+    assert store.blocks["failed"].tolist() == [0]
+
+
+def test_relative_paths_are_those_of_the_working_folder_of_the_call(folder, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = deepfeat.read_folder(folder)
+    table["path"] = [os.path.relpath(path) for path in table["path"]]
+    assert extract(table, cache).table["path"][0] == str(folder / "a" / "00.png")
+
+
+def test_stopping_leaves_what_waits_to_be_decoded(folder, monkeypatch):
+    """A chunk of a GPU may be hundreds of large images."""
+    loaded, closing = [], threading.Event()
+
+    def load(row, *rest):
+        loaded.append(row)
+        if row >= 4:
+            closing.wait(20)
+            time.sleep(0.2)
+        return LoadedImage(row, None, None, {}, "not read")
+
+    monkeypatch.setattr(computation, "load_image", load)
+    wanted = (computation.Wanted(row, "", {}) for row in range(20))
+    job = computation.Job(deepfeat.Backbone(**TINY), "", ("original",), "keras", "float32", "float32", 4)
+    chunks = computation.compute_chunks(computation.Plan([job], [()], [True]), wanted, [], 1)
+    assert len(next(chunks).images) == 4
+    closing.set()
+    chunks.close()
+    assert len(loaded) < 12
+
+
 def test_two_runs_at_once_are_refused(folder, cache):
     extract(folder, cache)
     with deepfeat.store.StoreWriter(cache), pytest.raises(deepfeat.LockedError, match=str(os.getpid())):
@@ -545,6 +676,18 @@ def test_sample_leaves_changed_images_out(folder, cache):
     for number in range(0, 10, 2):
         save_picture(folder / "a" / f"{number:02d}.png", 50 + number)
     assert deepfeat.verify_sample(cache, 10)["images"].tolist() == [5]
+
+
+def test_sample_counts_files_that_changed_and_kept_size_and_time(tmp_path, cache):
+    first, second = make_twins(tmp_path)
+    extract(first, cache)
+    assert deepfeat.verify_sample(cache, 3)["changed"].tolist() == [0]
+    for name in ("0.bmp", "2.bmp"):
+        shutil.copy2(second / "x" / name, first / "x" / name)
+    compared = deepfeat.verify_sample(cache, 3)
+    assert compared[["images", "changed"]].to_numpy().tolist() == [[1, 2]]
+    shutil.copy2(second / "x" / "1.bmp", first / "x" / "1.bmp")
+    assert deepfeat.verify_sample(cache, 3)[["images", "changed"]].to_numpy().tolist() == [[0, 3]]
 
 
 def test_sample_of_another_backbone_is_refused(folder, cache):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from enum import Enum
 
 import numpy as np
 import pandas as pd
@@ -35,16 +38,78 @@ def no_search(monkeypatch):
 # Labels and features
 
 
-@pytest.mark.parametrize(("labels", "strange"), [((0.5, 1.0), "0.5"), ((b"MEL", b"NV"), "b'MEL'")])
+@pytest.mark.parametrize(
+    ("labels", "strange"),
+    [
+        ((0.5, 1.0), "0.5"),
+        ((b"MEL", b"NV"), "b'MEL'"),
+        ((date(2020, 1, 1), date(2021, 1, 1)), r"datetime.date\(2020, 1, 1\)"),
+        ((pd.Timestamp(2020, 1, 1), pd.Timestamp(2021, 1, 1)), "Timestamp"),
+        ((Decimal(1), Decimal(2)), r"Decimal\('1'\)"),
+        ((1j, 2j), "1j"),
+        (tuple(Enum("Kind", "MEL NV")), "Kind.MEL"),
+        ((2**63, -1), "9223372036854775808"),
+        ((1e30, 1.0), "1e[+]30"),
+    ],
+)
 def test_labels_that_name_no_classes_are_refused(labels, strange, no_search):
     with pytest.raises(DataError, match=f"a label is .*{strange}.*: use text, or whole numbers"):
         deepfeat.fit_svm(clusters(labels=labels), param_grid=GRID)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("MEL\0", "MEL", "NV"), r"the label 'MEL\\x00' would become 'MEL' in an array"),
+        ((2**53 + 1, 2**53, 5.0), "the label 9007199254740993 would become 9007199254740992.0 in an array"),
+    ],
+)
+def test_labels_that_an_array_would_merge_are_refused(labels, message, no_search):
+    with pytest.raises(DataError, match=message):
+        deepfeat.fit_svm(clusters(labels=labels), param_grid=GRID)
+
+
+def test_labels_of_any_whole_numbers_are_taken():
+    labels = (np.int64(2**53 + 1), 2**53, np.uint8(5))
+    assert load_samples(clusters(labels=labels), None, None).target.tolist()[:3] == [2**53 + 1, 2**53, 5]
+    nullable = pd.array([None, *[1, 2] * 29, 1], dtype="Int64")
+    assert len(load_samples((clusters()[0], nullable), None, None).y) == 59
+
+
+def test_images_without_any_label_are_refused(no_search):
+    X, y, _ = clusters()
+    with pytest.raises(DataError, match="none of the 60 images has a label: give y the class of each image"):
+        deepfeat.fit_svm((X, [None] * 60))
+    with pytest.raises(DataError, match="none of the 60 images has a label"):
+        deepfeat.fit_svm((X, y), labels={"MEL": None, "NV": None})
+
+
+def test_masked_values_are_not_used(no_search):
+    arrays = clusters()
+    for number, name in enumerate(("X", "y", "groups")):
+        given = list(arrays)
+        given[number] = np.ma.masked_array(
+            arrays[number], np.arange(len(arrays[number].ravel())).reshape(arrays[number].shape) == 7
+        )
+        with pytest.raises(UsageError, match=f"{name} is an array with masked values, which would be used: fill them"):
+            deepfeat.fit_svm(tuple(given))
+    assert len(load_samples((np.ma.masked_array(arrays[0], False), arrays[1]), None, None).y) == 60
+
+
+def test_features_of_which_squares_overflow_are_refused(no_search):
+    X, y, _ = clusters()
+    X = X.astype(float)
+    X[7, 3] = -1e120
+    with pytest.raises(DataError, match=r"column 3 of X holds 1e\+120, and squares .* beyond 1e\+100 overflow: scale"):
+        deepfeat.fit_svm((X, y))
 
 
 def test_features_that_are_no_numbers_are_refused(no_search):
     X, y, _ = clusters()
     with pytest.raises(UsageError, match=r"X is a sparse matrix: pass X.toarray\(\)"):
         deepfeat.fit_svm((csr_array(X), y), param_grid=GRID)
+    with pytest.raises(UsageError, match="X holds complex numbers: pass real ones"):
+        deepfeat.fit_svm((X + 1j, y), param_grid=GRID)
     with pytest.raises(UsageError, match=r"X holds something other than numbers .*: leave such columns out"):
         deepfeat.fit_svm((pd.DataFrame(X).assign(sex="f"), y), param_grid=GRID)
 
@@ -88,14 +153,15 @@ def test_half_precision_is_computed_in_single():
 
 
 @pytest.mark.parametrize(
-    ("X", "y"), [(np.ones((0, 3)), []), (np.ones((4, 0)), ["a", "b"] * 2), (np.ones((4, 3)), np.eye(4)[:, :2])]
+    ("X", "y"),
+    [(np.ones((0, 3)), []), (3, [1]), (np.ones((4, 0)), ["a", "b"] * 2), (np.ones((4, 3)), np.eye(4)[:, :2])],
 )
 def test_shapes_that_do_not_fit(X, y, no_search):
     with pytest.raises(UsageError, match=r"X has shape .*: X is \(n, d\), not empty, and the others \(n,\)"):
         deepfeat.fit_svm((X, y))
 
 
-@pytest.mark.parametrize("name", ["label", "predicted", "group", "fold", "path", "failure"])
+@pytest.mark.parametrize("name", ["label", "predicted", "group", "fold", "path", "failure", "image_id"])
 def test_classes_called_as_columns_are_refused(name, no_search):
     X, y, groups = clusters(labels=("MEL", name))
     with pytest.raises(DataError, match=f"a class is called '{name}', as is a column of the predictions: rename it"):
@@ -105,7 +171,41 @@ def test_classes_called_as_columns_are_refused(name, no_search):
     assert set(samples.y) == {"MEL", f"{name}_"}
 
 
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_class_called_as_the_probability_of_another_is_refused(calibrate, no_search):
+    with pytest.raises(DataError, match="a class is called 'probability MEL', as is a column of the predictions"):
+        deepfeat.fit_svm(clusters(labels=("MEL", "NV", "probability MEL")), calibrate=calibrate)
+    assert set(load_samples(clusters(labels=("MEL", "probability of MEL")), None, None).y) == {
+        "MEL",
+        "probability of MEL",
+    }
+
+
 # Ties
+
+
+def test_groups_of_text_and_numbers_are_refused(no_search):
+    X, y, _ = clusters()
+    groups = [i // 2 if i % 2 else str(i // 2) for i in range(60)]
+    with pytest.raises(DataError, match="groups are of several types, such as '0' and 0: use text for all, or numbers"):
+        deepfeat.fit_svm((X, y, groups), test=0.25)
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None])
+def test_blank_groups_are_none(blank, no_search):
+    X, y, groups = clusters()
+    groups[:10] = blank
+    samples = load_samples((X, y, groups), None, None)
+    assert len(np.unique(samples.sets)) == 10 + 9
+    assert samples.notes == ["10 image(s) without a group count as a group of their own"]
+    with pytest.raises(DataError, match=r"10 of 60 image\(s\) have no group"):
+        deepfeat.fit_svm((X, y, groups), ungrouped="raise")
+
+
+def test_numbers_of_groups_are_sorted_as_numbers():
+    X, y, _ = clusters()
+    groups = 11 - np.arange(60) // 5
+    assert load_samples((X, y, groups), None, None).sets.tolist() == groups.tolist()
 
 
 def test_images_that_are_left_out_tie_others_together():
@@ -232,6 +332,18 @@ def test_scorers_that_can_are_taken(scoring, options):
     assert 0.5 < result.cv_results["mean"][0] <= 1
 
 
+@pytest.mark.parametrize("options", [{}, {"engine": "sklearn"}, {"nested": True}])
+def test_scorer_that_cannot_score_a_fold_is_refused(options, no_search):
+    X, y, groups = clusters(90, ("AK", "MEL", "NV"))
+    groups[:] = np.where(y == "NV", "A", np.arange(90) // 6 % 3)
+    groups[np.flatnonzero(y == "NV")[:20]] = "B"
+    groups[np.flatnonzero(y == "NV")[20:25]] = "C"
+    message = "scoring is 'top_k_accuracy', which cannot score fold 0, whose test part has no image of the class 'NV'"
+    with pytest.raises(DataError, match=message) as caught:
+        deepfeat.fit_svm((X, y, groups), cv=LeaveOneGroupOut(), scoring="top_k_accuracy", test=None, **options)
+    assert ("training part of fold" in str(caught.value)) == ("nested" in options)
+
+
 @pytest.mark.parametrize("engine", ["auto", "sklearn"])
 @pytest.mark.filterwarnings("ignore:Only one class is present", "ignore:One or more of the test scores")
 def test_score_that_is_not_defined_is_an_error(engine):
@@ -259,6 +371,10 @@ def test_score_that_is_not_defined_is_an_error(engine):
         ({"scoring": ["accuracy", "f1_macro"]}, r"scoring is \['accuracy', 'f1_macro'\]: use the name of one scorer"),
         ({"class_weight": pd.Series({"MEL": 2.0, "NV": 1.0})}, "class_weight is a Series: use 'balanced', None"),
         ({"param_grid": [1, 2]}, "param_grid is a list: use a mapping"),
+        ({"class_weight": []}, "class_weight is an empty list: use 'balanced', None, {label: weight}, or a list of"),
+        ({"fusion": np.array(["concat"])}, r"fusion is array\(\['concat'\], .*\): use one of 'concat'"),
+        ({"test": np.arange(3)}, r"test is array\(\[0, 1, 2\]\): use 'split', a share such as 0.2, or None"),
+        ({"positive": "MEL", "threshold": np.array([0, 1])}, "threshold is of type ndarray: use one decision value"),
         ({"positive": ["MEL"]}, r"positive is \['MEL'\], which no image has"),
         ({"positive": "MEL", "threshold": "recall>=0.9.5"}, "threshold is 'recall>=0.9.5': use 'METRIC>=SHARE'"),
         (
@@ -271,6 +387,12 @@ def test_arguments_are_refused_in_a_sentence(arguments, message, no_search):
     X, y, _ = clusters()
     with pytest.raises(UsageError, match=message):
         deepfeat.fit_svm((X, y), **arguments)
+
+
+@pytest.mark.parametrize("key", [True, np.True_])
+def test_class_weights_of_true_where_classes_are_numbers_are_refused(key, no_search):
+    with pytest.raises(UsageError, match=r"class_weight names .*True.*: the classes are \[0, 1\]"):
+        deepfeat.fit_svm(clusters(labels=(0, 1)), class_weight={key: 5.0})
 
 
 def test_final_fit_of_the_passes_that_does_not_converge_is_made_by_the_engine(monkeypatch):

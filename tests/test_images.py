@@ -3,18 +3,20 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import threading
 import time
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from deepfeat import images
-from deepfeat.errors import ImageError
+from deepfeat.errors import ImageError, UsageError
 from deepfeat.images import (
     RESIZE_POLICIES,
     VIEWS,
@@ -24,6 +26,7 @@ from deepfeat.images import (
     decode_image,
     load_image,
     prepare_image,
+    read_bytes,
     resize_image,
     show_view,
     stamp_file,
@@ -253,6 +256,166 @@ def test_decode_image_survives_damaged_exif(exif):
     np.testing.assert_allclose(decoded(marked).astype(int), picture, atol=15)
 
 
+# ----------------------------------------------------------------------------------------------- kinds of TIFF
+
+
+def tiff(tags, strips, order="<", *, compress=False, big=False):
+    """A TIFF of 8 x 6 pixels, written by hand; ``tags`` are lists of numbers, ``strips`` arrays or bytes."""
+    strips = [strip if isinstance(strip, bytes) else strip.tobytes() for strip in strips]
+    strips = [zlib.compress(strip) for strip in strips] if compress else strips
+    sizes = [len(strip) for strip in strips]
+    tags = {256: [8], 257: [6], 259: [8 if compress else 1], 278: [6], 279: sizes, **tags}
+    word, count, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    room = struct.calcsize(word)
+    at = (16 if big else 8) + struct.calcsize(order + count) + entry * (len(tags) + 1) + room
+    tags[273] = [0] * len(strips)
+    long = {tag: struct.calcsize(f"{order}{len(values)}I") for tag, values in tags.items() if 4 * len(values) > room}
+    at += sum(long.values())
+    tags[273] = [at + sum(sizes[:n]) for n in range(len(strips))]
+    at -= sum(long.values())
+    entries, beside = b"", b""
+    for tag, values in sorted(tags.items()):
+        content = struct.pack(f"{order}{len(values)}I", *values)
+        if tag in long:
+            content, beside = struct.pack(order + word, at + len(beside)), beside + content
+        entries += struct.pack(order + "HH" + word, tag, 4, len(values)) + content.ljust(room, b"\0")
+    mark = {"<": b"II", ">": b"MM"}[order]
+    head = struct.pack(order + "HHHQ", 43, 8, 0, 16) if big else struct.pack(order + "HI", 42, 8)
+    return b"".join([mark, head, struct.pack(order + count, len(tags)), entries, bytes(room), beside, *strips])
+
+
+COLOURS = np.random.default_rng(1).integers(0, 256, (6, 8, 3))
+LEVELS = COLOURS[..., :1]
+U16, U16B = np.dtype("<u2"), np.dtype(">u2")
+SIXTEENFOLD = (COLOURS * 257).astype(U16)
+GREY16 = SIXTEENFOLD[..., 0]
+PLANES = [np.moveaxis(SIXTEENFOLD, 2, 0)[n] for n in range(3)]
+OPAQUE = np.full((6, 8), 255, np.uint8)
+
+
+def bits_of(bits, photometric, samples=1, **others):
+    """Tags of the kind of pixels."""
+    names = {"extra": 338, "format": 339, "planes": 284, "colours": 320}
+    return {258: [bits] * samples, 262: [photometric], 277: [samples], **{names[k]: v for k, v in others.items()}}
+
+
+CANNOT = "channels in separate planes cannot be read; save the file with one plane"
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["raw", "deflate"])
+@pytest.mark.parametrize(
+    ("tags", "pixels", "reason"),
+    [
+        pytest.param(
+            bits_of(12, 1),
+            [b"\xff" * 72],
+            "12-bit pixels cannot be read; convert the file to unsigned 8 or 16 bits",
+            id="12",
+        ),
+        pytest.param(
+            bits_of(8, 1, format=[2]),
+            [LEVELS.astype(np.int8)],
+            "signed pixels have no defined range; convert the file to unsigned 8 or 16 bits",
+            id="signed 8",
+        ),
+        pytest.param(
+            bits_of(16, 1, format=[2]),
+            [GREY16],
+            "signed pixels have no defined range; convert the file to unsigned 8 or 16 bits",
+            id="signed 16",
+        ),
+        pytest.param(
+            bits_of(16, 0),
+            [GREY16],
+            "16-bit grey with white as zero cannot be read; convert it to black as zero",
+            id="16, white is zero",
+        ),
+        pytest.param(bits_of(8, 1, 2, extra=[2], planes=[2]), [LEVELS.astype("u1"), OPAQUE], CANNOT, id="LA, planes"),
+        pytest.param(
+            bits_of(8, 3, 2, extra=[2], planes=[2], colours=list(range(0, 768 * 64, 64))),
+            [LEVELS.astype("u1"), OPAQUE],
+            CANNOT,
+            id="PA, planes",
+        ),
+    ],
+)
+def test_decode_image_refuses_a_tiff_whose_pixels_would_be_wrong(tags, pixels, reason, compress):
+    assert len(reason) <= 80, "a store keeps as many characters of a reason"
+    with pytest.raises(ImageError) as raised:
+        decode_image(tiff(tags, pixels, compress=compress))
+    assert str(raised.value) == reason
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("tags", "n_planes"),
+    [
+        (bits_of(16, 2, 3, planes=[2]), 3),
+        (bits_of(16, 2, 4, planes=[2], extra=[2]), 4),
+        (bits_of(16, 5, 4, planes=[2]), 4),
+    ],
+    ids=["RGB", "RGBA", "CMYK"],
+)
+def test_decode_image_refuses_16_bit_planes_that_are_not_compressed(tags, n_planes, order):
+    planes = [GREY16.astype(order + "u2")] * n_planes
+    with pytest.raises(ImageError, match=f"^{CANNOT}$"):
+        decode_image(tiff(tags, planes, order))
+
+
+@pytest.mark.parametrize(
+    ("tags", "pixels", "expected"),
+    [
+        pytest.param(bits_of(1, 1), [np.packbits(LEVELS[..., 0] > 127, axis=1)], 255 * (LEVELS > 127), id="1"),
+        pytest.param(
+            bits_of(1, 0), [np.packbits(LEVELS[..., 0] > 127, axis=1)], 255 * (LEVELS <= 127), id="1, white is zero"
+        ),
+        pytest.param(
+            bits_of(4, 1),
+            [(LEVELS[:, ::2, 0] & 0xF0 | LEVELS[:, 1::2, 0] >> 4).astype("u1")],
+            LEVELS // 16 * 17,
+            id="4",
+        ),
+        pytest.param(bits_of(8, 1), [LEVELS.astype("u1")], LEVELS, id="8"),
+        pytest.param(bits_of(8, 0), [LEVELS.astype("u1")], 255 - LEVELS, id="8, white is zero"),
+        pytest.param(bits_of(8, 2, 3), [COLOURS.astype("u1")], COLOURS, id="RGB"),
+        pytest.param(
+            bits_of(8, 2, 3, planes=[2]), list(np.moveaxis(COLOURS, 2, 0).astype("u1")), COLOURS, id="RGB, planes"
+        ),
+        pytest.param(
+            bits_of(8, 5, 4),
+            [np.concatenate([255 - COLOURS, 0 * LEVELS], axis=2).astype("u1")],
+            COLOURS,
+            id="CMYK",
+        ),
+        pytest.param(
+            bits_of(8, 3, colours=[257 * (n % 256) ^ 0x5555 for n in range(768)]),
+            [LEVELS.astype("u1")],
+            LEVELS ^ 0x55,
+            id="P",
+        ),
+        pytest.param(bits_of(16, 1), [GREY16], LEVELS, id="16"),
+        pytest.param(bits_of(16, 1, format=[1]), [GREY16], LEVELS, id="16, said to be unsigned"),
+        pytest.param(bits_of(16, 2, 3), [SIXTEENFOLD], COLOURS, id="RGB of 16"),
+    ],
+)
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+@pytest.mark.parametrize("compress", [False, True], ids=["raw", "deflate"])
+def test_decode_image_of_an_ordinary_tiff(tags, pixels, expected, compress, big):
+    found = decoded(tiff(tags, pixels, compress=compress, big=big))
+    np.testing.assert_array_equal(found, np.broadcast_to(expected, (6, 8, 3)))
+
+
+def test_decode_image_of_16_bit_planes_that_are_compressed():
+    data = tiff(bits_of(16, 2, 3, planes=[2]), list(np.moveaxis(SIXTEENFOLD, 2, 0)), compress=True)
+    np.testing.assert_array_equal(decoded(data), COLOURS)
+
+
+def test_decode_image_of_a_jpeg_in_a_tiff():
+    picture = smooth(40, 60)
+    found = decoded(encode(picture, "TIFF", compression="jpeg", quality=95))
+    np.testing.assert_allclose(found.astype(int), picture, atol=12)
+
+
 # ------------------------------------------------------------------------------------------------------- failures
 
 JPEG, PNG = encode(noise(50, 50), "JPEG"), encode(noise(50, 50))
@@ -261,8 +424,50 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
 
 @pytest.mark.parametrize("kept", [1, 3, 20, 100, 300, len(JPEG) // 2, len(JPEG) - 20, len(JPEG) - 2, len(JPEG) - 1])
 def test_decode_image_of_a_truncated_jpeg(kept):
-    with pytest.raises(ImageError, match=r"^damaged: .+|^not an image of a known format$"):
+    with pytest.raises(ImageError, match=r"^cut off: .+|^damaged: .+|^not an image of a known format$"):
         decode_image(JPEG[:kept])
+
+
+def with_thumbnail(jpeg):
+    """A JPEG with another one, end mark and all, in its header, as cameras write it."""
+    thumbnail = b"Exif\0\0" + encode(noise(8, 8), "JPEG")
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail + jpeg[2:]
+
+
+def zero_from(data, part):
+    """A file whose space was set aside and only filled in part, as a broken download leaves it."""
+    kept = int(len(data) * part)
+    return data[:kept] + bytes(len(data) - kept)
+
+
+LARGE = encode(smooth(400, 600), "JPEG")
+PROGRESSIVE = encode(smooth(400, 600), "JPEG", progressive=True)
+TWO_IN_ONE = encode(smooth(400, 600), "MPO", save_all=True, append_images=[Image.fromarray(noise(9, 9))])
+JPEGS = [
+    pytest.param(LARGE, id="baseline"),
+    pytest.param(PROGRESSIVE, id="progressive"),
+    pytest.param(with_thumbnail(LARGE), id="thumbnail"),
+    pytest.param(TWO_IN_ONE, id="MPO"),
+    pytest.param(LARGE[:2] + b"\xff\xff\xff" + LARGE[3:], id="filled markers"),
+    pytest.param(LARGE[:20] + b"junk" + LARGE[20:], id="junk before a marker"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("at_least", [None, 64])
+@pytest.mark.parametrize("part", [0.5, 0.8])
+@pytest.mark.parametrize("data", JPEGS)
+def test_decode_image_of_a_jpeg_whose_end_is_zeros_is_refused(data, part, at_least):
+    with pytest.raises(ImageError, match=r"^cut off: the JPEG has no end mark \(FF D9\)$"):
+        decode_image(zero_from(data, part), at_least)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("tail", [b"", bytes(5000), b"a film\xff\xda\xff"], ids=["nothing", "zeros", "a film"])
+@pytest.mark.parametrize("data", JPEGS)
+def test_decode_image_of_a_whole_jpeg_whatever_follows_its_end(data, tail):
+    expected = PROGRESSIVE if data == PROGRESSIVE else LARGE
+    np.testing.assert_array_equal(decoded(data + tail), np.asarray(Image.open(io.BytesIO(expected))))
 
 
 @pytest.mark.parametrize("kept", [1, 7, 8, 20, 33, 40, 100, len(PNG) // 2, len(PNG) - 100])
@@ -283,6 +488,13 @@ def test_decode_image_of_a_png_that_lacks_only_its_end_mark_is_whole(kept):
 )
 def test_decode_image_of_something_else(data):
     with pytest.raises(ImageError, match=r"^not an image of a known format$"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("data", [PNG, PNG[:3000], JPEG, JPEG[:1000]], ids=["PNG", "cut PNG", "JPEG", "cut JPEG"])
+def test_decode_image_does_not_go_on_while_pillow_fills_up_what_is_cut_off(monkeypatch, data):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UsageError, match=r"^PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, .*: set it to False in"):
         decode_image(data)
 
 
@@ -467,6 +679,61 @@ def test_stamp_file_changes_with_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("time_ns", "kept"),
+    [(10_413_792_000 * 10**9, 2**63 - 1), (-(10_413_792_000 * 10**9), -(2**63)), (2**63 - 1, 2**63 - 1), (-1, -1)],
+)
+def test_stamp_file_of_a_time_beyond_int64(monkeypatch, time_ns, kept):
+    # Few file systems keep such times.
+    status = type("Status", (), {"st_size": 7, "st_mtime_ns": time_ns})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda _: status)
+        stamp = stamp_file("a.png")
+    assert stamp == FileStamp(7, kept)
+    np.testing.assert_array_equal(np.array([stamp.mtime_ns], np.int64), [kept])
+
+
+@pytest.fixture
+def slide(tmp_path):
+    """A file of 3 GiB that takes no space."""
+    path = tmp_path / "slide.tif"
+    with path.open("wb") as file:
+        file.write(b"II*\0")
+        file.truncate(3 << 30)
+    return path
+
+
+def test_load_image_of_a_file_that_is_too_large_does_not_read_it(slide, monkeypatch):
+    def refuse(*_):
+        raise OSError(5, "opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        loaded = load_image(0, str(slide), [Preparation((5, 5), "crop")])
+    assert loaded.reason == "file of 3 GiB is too large: an image may have 1 GiB"
+    assert (loaded.stamp.size, loaded.digest, loaded.pixels) == (3 << 30, None, {})
+
+
+def test_read_bytes_of_as_many_as_allowed_and_one_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
+    (tmp_path / "a").write_bytes(b"x" * 10)
+    (tmp_path / "b").write_bytes(b"x" * 11)
+    assert read_bytes(str(tmp_path / "a")) == b"x" * 10
+    with pytest.raises(ImageError, match="is too large"):
+        read_bytes(str(tmp_path / "b"))
+
+
+def test_load_image_for_which_there_is_no_memory(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(PNG)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", fail)
+        loaded = load_image(0, str(tmp_path / "a.png"), [Preparation((5, 5), "crop")])
+    assert loaded.reason == "not enough memory to read the file"
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "empty file"), (b"just text\n", "not an image of a known format"), (EPS, "not an image of a known format")],
 )
@@ -632,6 +899,13 @@ def test_stream_images_passes_on_an_error_that_is_not_about_the_file(monkeypatch
     monkeypatch.setattr(images, "load_image", load)
     with pytest.raises(MemoryError):
         list(stream_images(wanted({0: "a", 1: "b"}, (1, 1), "pad"), workers=2, ahead=2))
+
+
+def test_stream_images_ends_where_pillow_fills_up_what_is_cut_off(folder, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    stream = stream_images(wanted(folder, (8, 8), "squash"), workers=2, ahead=4)
+    with pytest.raises(UsageError, match="LOAD_TRUNCATED_IMAGES"):
+        next(stream)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")

@@ -69,7 +69,7 @@ def test_threshold_is_the_best_of_all(wish, seed):
     read = read_wish(wish)
     traded = {"recall": "specificity", "specificity": "recall", "precision": "recall"}.get(read.metric, read.metric)
     guess = values >= choose_threshold(truth, values, read)
-    every = [values >= threshold for threshold in np.unique(values)]
+    every = [values >= threshold for threshold in [*np.unique(values), np.inf]]
     granted = [g for g in every if read.least is None or SCORES[read.metric](truth, g) >= read.least - 1e-12]
     assert read.least is None or SCORES[read.metric](truth, guess) >= read.least - 1e-12
     assert SCORES[traded](truth, guess) == pytest.approx(max(SCORES[traded](truth, g) for g in granted))
@@ -80,6 +80,34 @@ def test_threshold_lies_between_two_images():
     assert choose_threshold(truth, values, Wish("recall", 1.0)) == 0
     assert choose_threshold(truth, values, Wish("specificity", 0.1)) == 0
     assert choose_threshold(truth, np.array([1.0, 1, -3, -5]), Wish("recall", 1.0)) == -5
+
+
+@pytest.mark.parametrize("wish", ["accuracy", "specificity>=0.95", "specificity>=1"])
+def test_nobody_is_positive_where_that_is_best(wish):
+    truth, values = np.arange(20) == 0, np.arange(20.0)
+    threshold = choose_threshold(truth, values, read_wish(wish))
+    assert threshold == np.nextafter(19, 20)
+    assert not (values >= threshold).any()
+
+
+@pytest.mark.parametrize("wish", ["recall>=0.5", "precision>=0.05", "f1", "balanced_accuracy"])
+def test_other_wishes_call_someone_positive(wish):
+    truth, values = np.arange(20) == 0, np.arange(20.0)
+    assert (values >= choose_threshold(truth, values, read_wish(wish))).all()
+
+
+def test_nobody_is_positive_only_where_that_is_better():
+    # With the first two images called positive, as many are right as with none.
+    truth, values = np.array([False, True, False, False]), np.array([4.0, 3, 2, 1])
+    assert choose_threshold(truth, values, Wish("accuracy", None)) == 2.5
+    assert choose_threshold(truth, values, Wish("specificity", 0.5)) == 2.5
+
+
+@pytest.mark.parametrize("lower", [1.0, np.nextafter(1, 2), np.nextafter(-1, 0), 0.0])
+def test_threshold_between_adjacent_numbers_parts_them(lower):
+    values = np.array([lower, np.nextafter(lower, np.inf)])
+    threshold = choose_threshold(np.array([False, True]), values, Wish("precision", 1.0))
+    assert (values >= threshold).tolist() == [False, True]
 
 
 def test_wish_that_cannot_be_granted_is_an_error_with_the_most():

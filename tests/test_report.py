@@ -19,6 +19,7 @@ from deepfeat.cli import main
 from deepfeat.curves import Scores, precision_recall, reliability, roc, take_scores
 from deepfeat.errors import DataError, DeepfeatError, StoreError, UsageError
 from deepfeat.markup import Markup, element, join
+from deepfeat.report.figures import _percent_form, _round_ticks, _whole_ticks
 from deepfeat.report.gallery import hardest_errors
 from deepfeat.report.pictures import load_pictures, make_sheets, overlay, picture_source
 from deepfeat.report.projection import project
@@ -101,6 +102,19 @@ def test_areas_under_the_curves_are_those_of_the_table(result, number):
     assert auc(curve.x, curve.y) == pytest.approx(row["auroc"], abs=0.003)
     assert row["auroc"] == pytest.approx(roc_auc_score(scores.truth == number, scores.decision[:, number]))
     steps = precision_recall(scores, number)
+    assert np.sum(np.diff(steps.x) * steps.y[1:]) == pytest.approx(row["average_precision"], abs=0.005)
+
+
+def test_areas_under_the_curves_of_a_nested_estimate_are_those_of_the_table():
+    rng = np.random.default_rng(0)
+    y = np.where(np.arange(300) % 6 == 0, "MEL", "NV")
+    X = rng.normal(size=(300, 5)) + 1.2 * (y == "MEL")[:, None] * np.eye(5)[0]
+    result = deepfeat.fit_svm((X, y), positive="MEL", test=None, nested=True, param_grid={"C": [1e-4, 1e-2, 1]})
+    assert len(set(result.nested_choices["C"])) > 1
+    scores, row = take_scores(result), result.per_class.loc["MEL"]
+    curve, steps = roc(scores, 1), precision_recall(scores, 1)
+    # Pairs of two folds are in the area and not in the number.
+    assert auc(curve.x, curve.y) == pytest.approx(row["auroc"], abs=0.01)
     assert np.sum(np.diff(steps.x) * steps.y[1:]) == pytest.approx(row["average_precision"], abs=0.005)
 
 
@@ -310,7 +324,8 @@ def test_page_holds_the_numbers_of_the_result(result, tmp_path):
     for metric, row in result.metrics.iterrows():
         name = {"f1_macro": "F1, macro", "auroc_macro": "AUROC, macro", "brier": "Brier score"}.get(metric)
         line = rf"{name or metric.replace('_macro', ', macro').replace('_', ' ')}</th>.*?{row['value']:.3f}.*?"
-        assert re.search(line + f"{row['low']:.3f} to {row['high']:.3f}", section(page, "metrics"))
+        interval = ">–<" if metric == "calibration_error" else f"{row['low']:.3f} to {row['high']:.3f}"
+        assert re.search(line + interval, section(page, "metrics"))
     counts = [int(n.replace(",", "")) for n in re.findall(r"<b>([\d,]+)</b>", section(page, "confusion"))]
     assert counts == result.confusion.to_numpy().ravel().tolist()
     means = re.findall(r"<b>(0\.\d{3})</b>", section(page, "grid"))
@@ -357,6 +372,31 @@ def test_plot_draws_the_numbers_of_the_result(result, tmp_path):
     expected = np.column_stack([1 - result.per_class["specificity"], result.per_class["recall"]])
     np.testing.assert_allclose(points, expected)
     assert calibration.get_xlabel() == "predicted probability"
+    titles = ["Confusion matrix", "ROC curve", "Precision–recall curve", "Reliability"]
+    assert [axes.get_title() for axes in drawn[0].axes] == titles
+
+
+@pytest.mark.parametrize(
+    ("speeds", "labels"),
+    [
+        ([11], {"10", "20", "50", "100"}),
+        ([11, 14, 17], {"12", "14", "16"}),
+        ([11, 140, 900], {"10", "20", "50", "100", "200", "500", "1000"}),
+    ],
+)
+def test_speeds_are_labelled_with_round_numbers(speeds, labels, tmp_path, monkeypatch):
+    from deepfeat import plots
+
+    drawn, new_figure = [], plots._new_figure
+    monkeypatch.setattr(plots, "_new_figure", lambda *given: drawn.append(new_figure(*given)) or drawn[-1])
+    names = [f"net{k}" for k in range(len(speeds))]
+    table = pd.DataFrame({"both": speeds, "score": 0.7, "low": 0.6, "high": 0.8}, index=names)
+    plots.plot_benchmark(table, tmp_path / "bench.png")
+    axis = drawn[0].axes[0].xaxis
+    low, high = axis.get_view_interval()
+    shown = [label.get_text() for label in axis.get_ticklabels() if low <= label.get_position()[0] <= high]
+    assert labels <= set(shown)
+    assert not any(axis.get_minorticklabels()[k].get_text() for k in range(len(axis.get_minorticklabels())))
 
 
 def test_map_and_gallery_say_how_much_they_show(result, tmp_path):
@@ -398,12 +438,13 @@ def test_explanations_are_asked_for_what_was_predicted(result, store, tmp_path, 
     assert section(page, "errors").count('class="overlay"') == len(asked)
 
 
-def test_explanation_that_fails_leaves_a_sentence(result, tmp_path):
+def test_explanation_that_fails_leaves_a_sentence(result, tmp_path, caplog):
     def explain(*_):
         raise DeepfeatError("the network <b> is not here")
 
     page = written(result, tmp_path, explain=explain)
     assert "No activation maps: the network &lt;b&gt; is not here" in page
+    assert caplog.messages == ["No activation maps: the network <b> is not here"]
     assert 'class="overlay"' not in page
 
 
@@ -564,6 +605,50 @@ def test_wrong_arguments(result, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         written(result, tmp_path, **options)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("report.pdf", r"cannot write report.pdf: its name ends in '.pdf', use .html or .htm"),
+        ("report", r"cannot write report: its name ends in '', use .html or .htm"),
+        ("nowhere/report.html", r"cannot write nowhere/report.html: there is no folder 'nowhere'"),
+    ],
+)
+def test_page_that_cannot_be_written_costs_no_work(result, tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deepfeat.report.page.take_scores", None)
+    with pytest.raises(UsageError, match=message):
+        result.report(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ending_of_a_page_may_be_short_or_in_capitals(result, tmp_path):
+    for name in ("report.htm", "REPORT.HTML"):
+        result.report(tmp_path / name, method="pca", n_points=1)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("top", "labels"),
+    [
+        (0.108, ["0.0%", "2.5%", "5.0%", "7.5%", "10.0%"]),
+        (0.9, ["0%", "20%", "40%", "60%", "80%"]),
+        (0.54, ["0%", "20%", "40%"]),
+        (1.08, ["0%", "25%", "50%", "75%", "100%"]),
+        (0.0108, ["0.00%", "0.25%", "0.50%", "0.75%", "1.00%"]),
+    ],
+)
+def test_shares_have_as_many_decimals_as_tell_them_apart(top, labels):
+    ticks = _round_ticks(0, top)
+    assert [_percent_form(ticks).format(tick) for tick in ticks] == labels
+
+
+@pytest.mark.parametrize(
+    ("top", "ticks"), [(1.08, [0, 1]), (2.16, [0, 1, 2]), (10.8, [0, 5, 10]), (1080, [0, 250, 500, 750, 1000])]
+)
+def test_images_are_counted_in_whole_numbers(top, ticks):
+    assert _whole_ticks(top) == ticks
 
 
 def test_another_store_is_refused(result, tmp_path, build_store, make_spec, make_table, random_features):

@@ -589,6 +589,21 @@ def photos(tmp_path):
     return folder
 
 
+@needs_openvino
+def test_openvino_is_imported_without_its_telemetry(tmp_path):
+    """It would send a message, and leave a number that names the user in the home folder."""
+    code = (
+        "import importlib.util, sys\n"
+        "from deepfeat.runtimes.startup import load_openvino\n"
+        "assert load_openvino() is load_openvino() is sys.modules['openvino']\n"
+        "assert not any(name.startswith('openvino_telemetry') for name in sys.modules)\n"
+        "assert importlib.util.find_spec('openvino_telemetry')"
+    )
+    home = {**os.environ, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=home)
+    assert not list(tmp_path.iterdir())
+
+
 def test_backbones_of_one_input_size_share_one_decoding(photos, tmp_path, monkeypatch):
     decoded = []
     original = deepfeat.images.decode_image

@@ -58,7 +58,7 @@ def assert_cover_each_row_once(folds, n_rows):
         pytest.param([None, None, None], None, [0, 1, 2], id="no groups"),
         pytest.param([None, float("nan"), "a", np.nan, "a"], None, [0, 1, 2, 3, 2], id="None and NaN are own sets"),
         pytest.param([7, 8, 7], None, [0, 1, 0], id="numbers"),
-        pytest.param(["1", 1], None, [0, 1], id="text is no number"),
+        pytest.param(["a", "", " ", "a", ""], None, [0, 1, 2, 0, 3], id="blanks are own sets"),
         pytest.param([None] * 3, [b"x", b"y", b"x"], [0, 1, 0], id="digests alone"),
         pytest.param([None] * 3, [None] * 3, [0, 1, 2], id="no digests"),
         pytest.param(["a", "a", "b", "c"], [b"1", b"2", b"2", b"3"], [0, 0, 0, 1], id="joined by one file"),
@@ -74,6 +74,19 @@ def test_merge_groups(groups, digests, expected):
     # Only which images share a number matters.
     assert [sets.tolist().index(s) for s in sets] == [expected.index(s) for s in expected]
     assert set(sets.tolist()) == set(range(len(set(expected))))
+
+
+@pytest.mark.parametrize("groups", [["7", 7, None], [np.float64(7), "7"], [None, np.str_("a"), 1]])
+def test_groups_of_text_and_numbers_are_refused(groups):
+    labels = objects("ab" * 10)
+    message = r"groups are of several types, such as .*'[7a]'\)? and .*: use text for all, or numbers for all"
+    for made in (
+        lambda: merge_groups(groups),
+        lambda: hold_out(labels, groups * 6, 0.5, 0),
+        lambda: make_folds(labels, objects((groups * 7)[:20]), 2, 0),
+    ):
+        with pytest.raises(DataError, match=message):
+            made()
 
 
 @settings(max_examples=80, deadline=None)

@@ -7,6 +7,7 @@ import json
 import operator
 import os
 import pickle
+import re
 
 import h5py
 import numpy as np
@@ -636,6 +637,13 @@ def test_add_images_updates_a_column_that_has_values(path, make_table, given_lab
         writer.add_images(make_table(2, start=1, label=given_labels))
     table = table_values(deepfeat.open_features(path).table)
     assert table[2:] == [stored, ["g"] * 3, ["train", "val", "test"]]
+
+
+@pytest.mark.parametrize("export", ["to_npz", "to_parquet"])
+def test_export_into_a_folder_that_is_not_there_says_so_at_once(mixed_store, tmp_path, export):
+    file = tmp_path / "nowhere" / "a.npz"
+    with pytest.raises(UsageError, match=rf"cannot write {re.escape(str(file))}: there is no folder '.*nowhere'"):
+        getattr(mixed_store, export)(file)
 
 
 def test_add_images_takes_over_a_new_path(path, make_table):

@@ -377,6 +377,27 @@ def test_missing_convergence_is_flagged(monkeypatch):
     assert any("did not converge" in note for note in result.warnings)
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["AK", "MEL"], "4 images are 2 files, each under several ids (first: 'img003', 'img090')"),
+        (
+            ["AK", "NV"],
+            "4 images are 2 files, each under several ids, and 1 of these files have several labels (first: ",
+        ),
+    ],
+)
+def test_notes_tell_of_images_that_count_several_times(tmp_path, build_store, make_spec, make_table, labels, said):
+    """A class that was renamed is there twice, under its old ids and its new ones."""
+    X, y, _ = clusters()
+    y[[3, 4]] = ["AK", "MEL"]
+    rows = [*range(90), 3, 4]
+    table = make_table(len(rows), label=[*y[:90], *labels])
+    store = build_store(tmp_path / "f.h5", table, [(make_spec(), X[rows])], [f"{row}" for row in rows])
+    notes = deepfeat.fit_svm(store, param_grid=C_GRID, test=None, ledger=False).warnings
+    assert next(note for note in notes if "several ids" in note).startswith(said)
+
+
 def test_notes_tell_of_rows_left_out(tmp_path, build_store, make_spec, make_table, make_records):
     from deepfeat.store import StoreWriter
 

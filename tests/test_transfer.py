@@ -52,6 +52,22 @@ def test_merge_of_overlapping_stores_with_different_blocks(make_part, tmp_path):
         np.testing.assert_array_equal(merged.features(name, ids), parts[1].features(name))
 
 
+def test_files_of_other_paths_are_to_be_looked_at_again_after_a_merge(
+    tmp_path, build_store, make_spec, make_table, random_features
+):
+    """Two machines, each with another network: the table can name one file alone for each image."""
+    tables = make_table(3), make_table(3).assign(path=["/photos/img000.png", "/b/1", "/b/2"])
+    parts = [
+        build_store(tmp_path / f"{name}.h5", table, [(make_spec(name), random_features(3, 4))])
+        for name, table in zip(("NetA", "NetB"), tables, strict=True)
+    ]
+    merged = deepfeat.merge_features([p.path for p in parts], tmp_path / "all.h5")
+    assert merged.table["path"].tolist() == parts[0].table["path"].tolist()
+    np.testing.assert_array_equal(merged.records("NetA")["size"], parts[0].records("NetA")["size"])
+    assert merged.records("NetB")[["size", "mtime_ns"]][1:].tolist() == [(-1, -1)] * 2
+    assert merged.records("NetB")["size"][0] == parts[1].records("NetB")["size"][0]
+
+
 def test_merge_into_a_store_that_is_there(make_part):
     target, source = make_part("a.h5", 0, 20), make_part("b.h5", 20, 25)
     merged = deepfeat.merge_features([source.path], target.path)

@@ -13,6 +13,7 @@ import numpy as np
 
 from deepfeat.backbones.network import GEM_FLOOR, GEM_P, Preprocessing, Shape, file_digest
 from deepfeat.errors import BackboneError, UsageError
+from deepfeat.runtimes.startup import load_openvino
 
 #: In ONNX's protocol buffers: the key "location", and the length of the name of a file beside it that holds weights,
 #: seven bits in each byte, of which all but the last have the eighth, too.
@@ -60,7 +61,7 @@ def read_onnx(file: Path, size: tuple[int, int] | None = None) -> Any:
     """
     if importlib.util.find_spec("openvino") is None:
         raise UsageError("ONNX files need the package openvino: run `pip install 'deepfeat[openvino]'`")
-    import openvino as ov
+    ov = load_openvino()
 
     try:
         network = ov.Core().read_model(file)
@@ -127,7 +128,7 @@ def feature_network(
         If there is no such layer, if no layer is named and there are several outputs, or if the type of the input does
         not hold the pixels after preprocessing.
     """
-    import openvino as ov
+    ov = load_openvino()
     from openvino.preprocess import ColorFormat, PrePostProcessor
 
     network = read_onnx(file, shape[:2])

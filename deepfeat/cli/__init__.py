@@ -14,6 +14,7 @@ from typing import Any
 
 from deepfeat import __version__
 from deepfeat.cli import classifiers, machine, networks, stores
+from deepfeat.cli.parser import CommandParser
 from deepfeat.errors import DataWarning, DeepfeatError, UsageError
 
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """What reads the arguments of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="deepfeat",
         description="Extract image features once; fit SVMs on them in seconds.",
         epilog="first steps: deepfeat demo, then deepfeat COMMAND --help; deepfeat doctor looks at the machine",
@@ -99,5 +100,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _complain(error: Exception, status: int) -> int:
-    print(f"deepfeat: {error}", file=sys.stderr)
+    # The library's advice is for Python.
+    said = str(error).replace("pass weights=<file>", "pass --backbone NAME=FILE")
+    print(f"deepfeat: {said}", file=sys.stderr)
     return status

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from deepfeat.cli.options import (
     add_command,
     add_network_options,
     add_scheduler,
+    advise_weights,
     complete_from,
     connect_client,
     given_option,
     name_blocks,
+    number,
     number_or_name,
     read_backbones,
     read_test,
+    refuse_lists,
     refuse_stray,
 )
 from deepfeat.cli.output import check_outputs, print_json, to_plain
@@ -35,7 +38,7 @@ _COMPARED: dict[str, Any] = {"test": "split", "cv": 5, "nested": False, "jobs": 
 def fit(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM on a feature store."""
     refuse_stray(arguments, "--save", "--weights")
-    check_outputs(arguments.report, arguments.predictions, picture=arguments.plot, replaced=arguments.save)
+    check_outputs(arguments.predictions, page=arguments.report, picture=arguments.plot, replaced=arguments.save)
     if arguments.weights:
         _check_weights(arguments.weights, arguments.cache)
     result = _fit(arguments)
@@ -70,7 +73,7 @@ def fit(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """Choose, fit and score an SVM, and write all about it as one HTML page."""
     refuse_stray(arguments, "--network", *NETWORK_OPTIONS)
-    check_outputs(arguments.output)
+    check_outputs(page=arguments.output)
     result = _fit(arguments)
     result.report(
         arguments.output,
@@ -91,12 +94,13 @@ def predict(arguments: argparse.Namespace) -> None:
     classifier = deepfeat.load(arguments.model, read_backbones(arguments), runtime=arguments.runtime)
     images = arguments.images[0] if len(arguments.images) == 1 else arguments.images
     total = failed = 0
-    for table in classifier.stream(images):
-        _print_predictions(table, arguments.json_lines, header=not total)
-        for row in table[table["failure"].notna()].itertuples():
-            print(f"failed: {row.Index}: {row.failure}", file=sys.stderr)
-            failed += 1
-        total += len(table)
+    with _advise_weights(arguments, classifier):
+        for table in classifier.stream(images):
+            _print_predictions(table, arguments.json_lines, header=not total)
+            for row in table[table["failure"].notna()].itertuples():
+                print(f"failed: {row.Index}: {row.failure}", file=sys.stderr)
+                failed += 1
+            total += len(table)
     if failed == total:
         raise DeepfeatError("no image could be read")
 
@@ -106,9 +110,13 @@ def explain(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     check_outputs(picture=arguments.output)
+    if Path(arguments.image).is_dir():
+        msg = f"{arguments.image} is a folder: give one image file"
+        raise UsageError(msg)
     classifier = deepfeat.load(arguments.model, read_backbones(arguments), runtime=arguments.runtime)
     names = {str(name): name for name in classifier.classes}
-    explanation = classifier.explain(arguments.image, names.get(arguments.label, arguments.label))
+    with _advise_weights(arguments, classifier):
+        explanation = classifier.explain(arguments.image, names.get(arguments.label, arguments.label))
     explanation.save(arguments.output)
     print(
         f"{explanation.label}: decision value {explanation.decision:.4g}, by {explanation.method}: {arguments.output}"
@@ -126,6 +134,7 @@ def compare(arguments: argparse.Namespace) -> None:
         return
     import deepfeat
 
+    refuse_lists(arguments)
     given = {name: getattr(arguments, name) for name in _COMPARED}
     chosen = {name: default if given[name] is None else given[name] for name, default in _COMPARED.items()}
     settings = {"positive": arguments.positive, "n_jobs": chosen.pop("jobs"), "test": read_test(chosen.pop("test"))}
@@ -153,6 +162,7 @@ def _fit(arguments: argparse.Namespace) -> Any:
         raise UsageError("--widen starts from the default grid: leave out --C and --gamma")
     if arguments.choose and arguments.backbone:
         raise UsageError("--choose takes its pick of all blocks: leave out --backbone")
+    refuse_lists(arguments)
     weights = [None if weight == "none" else weight for weight in arguments.class_weight]
     with connect_client(arguments.scheduler) as client:
         return deepfeat.fit_svm(
@@ -211,7 +221,23 @@ def _explain(arguments: argparse.Namespace) -> Any:
     """What makes activation maps, by the networks that are named, or those that deepfeat finds by itself."""
     import deepfeat
 
-    return functools.partial(deepfeat.explain_images, backbones=read_backbones(arguments, "--network"))
+    backbones = read_backbones(arguments, "--network")
+
+    def explain(result: Any, paths: Sequence[str], label: Any) -> Any:
+        specs = _specs(result.provenance["blocks"])
+        with advise_weights(arguments.cache, specs, "--network", arguments.network or ()):
+            return deepfeat.explain_images(result, paths, label, backbones=backbones)
+
+    return explain
+
+
+def _advise_weights(arguments: argparse.Namespace, classifier: Any) -> contextlib.AbstractContextManager[None]:
+    specs = _specs(classifier.description["blocks"])
+    return advise_weights(arguments.model, specs, "--backbone", arguments.backbone or ())
+
+
+def _specs(blocks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [block["spec"] for block in blocks if "spec" in block]
 
 
 def _print_predictions(table: Any, json_lines: bool, header: bool) -> None:
@@ -302,7 +328,9 @@ def _add_report(commands: Any) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    command = add_command(commands, "predict", predict, "deepfeat predict skin.deepfeat new_photos --csv > labels.csv")
+    command = add_command(
+        commands, "predict", predict, "deepfeat predict skin.deepfeat new_photos --csv > predicted.csv"
+    )
     command.add_argument("model", help="file that `deepfeat fit --save` or result.save wrote")
     command.add_argument("images", nargs="+", help="a folder, or image files")
     lines = command.add_mutually_exclusive_group()
@@ -338,7 +366,7 @@ def _add_compare(commands: Any) -> None:
     command.add_argument("--metric", default="balanced_accuracy", help="(default: balanced_accuracy)")
     command.add_argument("--label", help="compare the metric of this class")
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
-    command.add_argument("--C", type=float, nargs="+", help="values to try")
+    command.add_argument("--C", type=number, nargs="+", help="values to try")
     command.add_argument("--test", help="as for fit (default: split)")
     command.add_argument("--cv", type=int, help="number of folds (default: 5)")
     command.add_argument(
@@ -381,14 +409,16 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--classifier", default="auto", choices=("auto", "LinearSVC", "SVC"), help="(default: by kernel)"
     )
-    command.add_argument("--C", type=float, nargs="+", help="values to try")
-    command.add_argument("--gamma", type=float, nargs="+", help="values to try, for the rbf kernel")
+    command.add_argument("--C", type=number, nargs="+", help="values to try")
+    command.add_argument("--gamma", type=number, nargs="+", help="values to try, for the rbf kernel")
     command.add_argument("--widen", action="store_true", help="widen the default grid while the best is at its edge")
     command.add_argument(
         "--class-weight", nargs="+", default=["balanced"], choices=("balanced", "none"), help="values to try"
     )
     command.add_argument("--positive", metavar="LABEL", help="this class against all others")
-    command.add_argument("--test", default="split", help="'split' (stored test rows), a share such as 0.2, or 'none'")
+    command.add_argument(
+        "--test", default="split", help="'split' (stored test rows, the default), a share such as 0.2, or 'none'"
+    )
     command.add_argument("--cv", type=int, default=5, help="number of folds (default: 5)")
     command.add_argument("--scoring", default="balanced_accuracy", help="a scorer of scikit-learn")
     command.add_argument("--engine", default="auto", choices=("auto", "sklearn"), help="what solves the SVMs")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
-from deepfeat.errors import DeepfeatError, UsageError
+from deepfeat.errors import BackboneError, DeepfeatError, UsageError
 
 #: Options that say how a network is used, and go with its name.
 NETWORK_OPTIONS = ("--layer", "--pooling", "--input-size", "--resize", "--preprocess")
@@ -90,7 +90,7 @@ def complete_from(action: argparse.Action, names: Callable[..., list[str]]) -> N
     action.completer = names  # type: ignore[attr-defined]
 
 
-def name_networks(**_: Any) -> list[str]:  # pragma: no cover - in processes of shells
+def name_networks(**_: Any) -> list[str]:
     """Names of all networks, for `complete_from`."""
     import deepfeat
 
@@ -128,10 +128,32 @@ def read_backbones(arguments: argparse.Namespace, option: str = "--backbone") ->
     if given is None:
         return None
     names = [given] if isinstance(given, str) else given
+    for name in names:
+        if "," in name.partition("=")[0] and not _is_model_file(name):
+            _refuse_list(name, option)
     if arguments.preprocess is not None and not any(map(_is_model_file, names)):
         msg = f"--preprocess goes with a .keras or .onnx file, and {', '.join(names)} is none: leave it out"
         raise UsageError(msg)
     return [_backbone(name, arguments) for name in names]
+
+
+def refuse_lists(arguments: argparse.Namespace) -> None:
+    """Refuse several blocks in one word; of the blocks of a store, a name may have a comma."""
+    listed = [name for name in arguments.backbone or () if "," in name]
+    if not listed:
+        return
+    import deepfeat
+
+    blocks = set(deepfeat.open_features(arguments.cache).blocks["name"])
+    for name in listed:
+        if not blocks.issuperset(name.split("+")):
+            _refuse_list(name, "--backbone")
+
+
+def _refuse_list(names: str, option: str) -> NoReturn:
+    first, second, *_ = names.split(",")
+    msg = f"{option} is {names!r}: repeat {option} for each, as in {option} {first} {option} {second.strip() or '…'}"
+    raise UsageError(msg)
 
 
 def _is_model_file(name: str) -> bool:
@@ -172,8 +194,54 @@ def read_table(arguments: argparse.Namespace) -> Any:
     if arguments.csv:
         named = {name: given_option(arguments, f"--{name}-column") for name in columns}
         given = {name: column for name, column in named.items() if column is not None}
-        return deepfeat.read_csv(arguments.csv, arguments.images, **given)
+        with advise_columns({"image": "image", "label": "label", **given}):
+            return deepfeat.read_csv(arguments.csv, arguments.images, **given)
     return deepfeat.read_folder(arguments.images)
+
+
+@contextlib.contextmanager
+def advise_columns(columns: Mapping[str, str | None]) -> Iterator[None]:
+    """Say which option names a column, where a label file has no such."""
+    try:
+        yield
+    except UsageError as error:
+        for name, column in columns.items():
+            if f" has no column {column!r}" in str(error):
+                msg = f"{error}: name the one with the {name} by --{name}-column"
+                raise UsageError(msg) from error
+        raise
+
+
+@contextlib.contextmanager
+def advise_weights(file: str, specs: Sequence[Mapping[str, Any]], option: str, given: Sequence[str]) -> Iterator[None]:
+    """Say which option names the weights, where those that deepfeat finds by itself are not those of a file.
+
+    Parameters
+    ----------
+    file : str
+        A classifier or a store, for the message.
+    specs : sequence of mapping
+        Of its blocks.
+    option : str
+        Which takes networks, and what it was given.
+    given : sequence of str
+    """
+    try:
+        yield
+    except BackboneError as error:
+        said = str(error)
+        named = {spec["backbone"] for spec in specs if str(spec.get("backbone")) in said}
+        if not named:
+            raise
+        # What comes first is at fault, and MobileNetV2 rather than the MobileNet in it.
+        name = min(named, key=lambda network: (said.index(network), -len(network)))
+        if any(text.startswith(f"{name}=") for text in given):
+            raise
+        wanted = f"{name}=FILE" if name in name_networks() else "FILE"
+        # Without what is advised to those who write Python.
+        reason = said.partition(", pass weights=")[0].removesuffix(": pass the backbone")
+        msg = f"{file} was made with other weights of {name} than are here: name theirs, {option} {wanted} ({reason})"
+        raise BackboneError(msg) from error
 
 
 def read_test(text: str) -> str | float | None:
@@ -193,6 +261,16 @@ def count(text: str) -> int:
         return int(text)
     msg = f"it is {text!r}: use a whole number, 1 or more"
     raise argparse.ArgumentTypeError(msg)
+
+
+def number(text: str) -> float:
+    """One of several numbers, for ``type`` of an option."""
+    try:
+        return float(text)
+    except ValueError as error:
+        more = ", separated by blanks" if "," in text else ", and name files before the option"
+        msg = f"it is {text!r}: use numbers such as 1e-4 1e-3{more}"
+        raise argparse.ArgumentTypeError(msg) from error
 
 
 def number_or_name(text: str) -> float | str:

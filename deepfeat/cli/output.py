@@ -11,13 +11,19 @@ from typing import Any
 from deepfeat.errors import UsageError
 
 
-def check_outputs(*files: str | None, picture: str | None = None, replaced: str | None = None) -> None:
+def check_outputs(
+    *files: str | None, picture: str | None = None, page: str | None = None, replaced: str | None = None
+) -> None:
     """Refuse files that could not be written before the work begins, and not after it."""
     if picture is not None:
         from deepfeat.plots import check_picture
 
         check_picture(picture)
-    for file in (*files, picture, replaced):
+    if page is not None:
+        from deepfeat.report import check_page
+
+        check_page(page)
+    for file in (*files, picture, page, replaced):
         obstacle = None if file is None else find_obstacle(Path(file), is_replaced=file == replaced)
         if obstacle is not None:
             msg = f"cannot write {file or repr(file)}: {obstacle}"

@@ -10,10 +10,13 @@ from deepfeat.cli.options import (
     NETWORK_OPTIONS,
     add_backbone_options,
     add_command,
+    advise_columns,
+    advise_weights,
     complete_from,
     count,
     name_blocks,
     read_backbones,
+    refuse_lists,
     refuse_stray,
 )
 from deepfeat.cli.output import check_outputs, check_store, print_json, print_store
@@ -36,17 +39,35 @@ def verify(arguments: argparse.Namespace) -> None:
     for row in damaged.itertuples():
         print(f"damaged: {row.image_id} ({row.block})")
     if arguments.sample:
-        compared = deepfeat.verify_sample(arguments.cache, arguments.sample, read_backbones(arguments))
+        compared = _verify_sample(arguments)
         print(compared[["block", "images", "largest_difference"]].to_string(index=False))
         # Not ">": features that are no number any more agree with nothing.
         off = compared[(compared["images"] > 0) & ~(compared["largest_difference"] <= 1e-3)]
         if len(off):
             msg = f"{', '.join(off['block'])} differ from what is computed now by more than 0.001 of the largest value"
             raise DeepfeatError(msg)
+        changed = compared["changed"].max()
+        if changed:
+            msg = (
+                f"{changed} file(s) of those that were read have other contents than when their features were computed "
+                "and the same size and time: give them the time of now (touch) and extract again"
+            )
+            raise DeepfeatError(msg)
     if len(damaged) and not arguments.repair:
         msg = f"{len(damaged)} row(s) are damaged: run with --repair and extract again, which computes just these"
         raise DeepfeatError(msg)
     print(f"{len(damaged)} damaged rows are missing now" if len(damaged) else "all rows match their checksums")
+
+
+def _verify_sample(arguments: argparse.Namespace) -> Any:
+    import deepfeat
+
+    backbones = read_backbones(arguments)
+    if backbones is not None:
+        return deepfeat.verify_sample(arguments.cache, arguments.sample, backbones)
+    specs = deepfeat.open_features(arguments.cache).blocks["spec"]
+    with advise_weights(arguments.cache, specs, "--backbone", ()):
+        return deepfeat.verify_sample(arguments.cache, arguments.sample)
 
 
 def merge(arguments: argparse.Namespace) -> None:
@@ -62,6 +83,7 @@ def export(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     check_outputs(arguments.output)
+    refuse_lists(arguments)
     store, path = deepfeat.open_features(arguments.cache), Path(arguments.output)
     if path.suffix == ".parquet":
         store.to_parquet(path, arguments.backbone)
@@ -80,14 +102,11 @@ def import_(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     check_store(arguments.cache)
-    table, features = deepfeat.read_features(
-        arguments.features,
-        arguments.csv,
-        dataset=arguments.dataset,
-        image=arguments.image_column,
-        label=arguments.label_column,
-        group=arguments.group_column,
-    )
+    columns = {name: getattr(arguments, f"{name}_column") for name in ("image", "label", "group")}
+    with advise_columns(columns):
+        table, features = deepfeat.read_features(
+            arguments.features, arguments.csv, dataset=arguments.dataset, **columns
+        )
     print_store(deepfeat.import_features(features, table, arguments.cache, name=arguments.name), arguments.json)
 
 
@@ -96,6 +115,7 @@ def duplicates(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     check_outputs(arguments.csv)
+    refuse_lists(arguments)
     pairs = deepfeat.find_duplicates(arguments.cache, arguments.backbone, threshold=arguments.threshold)
     if arguments.csv:
         pairs.to_csv(arguments.csv, index=False, errors="surrogateescape")
@@ -103,7 +123,8 @@ def duplicates(arguments: argparse.Namespace) -> None:
         print_json({"pairs": pairs.to_dict("records")})
         return
     new = pairs[~pairs["same_group"]]
-    differ = int((new["label_a"] != new["label_b"]).sum())
+    labelled = new.dropna(subset=["label_a", "label_b"])
+    differ = int((labelled["label_a"] != labelled["label_b"]).sum())
     print(
         f"{len(pairs)} pairs of a similarity of {arguments.threshold:g} or more, or of equal files "
         f"({pairs['identical'].sum()}); {len(new)} are not of one group, {differ} of these of two labels"
@@ -117,7 +138,7 @@ def similarity(arguments: argparse.Namespace) -> None:
     import deepfeat
 
     check_outputs(picture=arguments.plot)
-
+    refuse_lists(arguments)
     table = deepfeat.linear_cka(arguments.cache, arguments.backbone)
     if arguments.plot:
         deepfeat.plot_similarity(table, arguments.plot)

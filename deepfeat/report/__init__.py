@@ -1,5 +1,5 @@
 """One self-contained HTML page about a result."""
 
-from deepfeat.report.page import write_report
+from deepfeat.report.page import check_page, write_report
 
-__all__ = ["write_report"]
+__all__ = ["check_page", "write_report"]

@@ -76,10 +76,10 @@ def decisions(result: SVMResult, scores: Scores) -> Markup:
     edges = np.linspace(low, high if high > low else low + 1, 41)
     shares = [np.histogram(values[scores.truth == k], edges)[0] / max(1, (scores.truth == k).sum()) for k in (0, 1)]
     top = float(max(map(np.max, shares))) * 1.08 or 1.0
-    ticks = _round_ticks(edges[0], edges[-1])
+    ticks, shown_shares = _round_ticks(edges[0], edges[-1]), _round_ticks(0, top)
     frame = Frame(
         Axis(edges[0], edges[-1], ticks, "decision value"),
-        Axis(0, top, _round_ticks(0, top), "share of the class", "{:.0%}"),
+        Axis(0, top, shown_shares, "share of the class", _percent_form(shown_shares)),
         900,
         260,
     )
@@ -112,7 +112,7 @@ def calibration(scores: Scores) -> Markup:
         frame.dot(x, y, 4.5, class_="operating accent") for x, y in zip(bins.predicted, bins.observed, strict=True)
     ]
     top = float(bins.n_images.max()) * 1.08
-    below = Frame(share_axis(what[0]), Axis(0, top, _round_ticks(0, top), "images", "{:,.0f}"))
+    below = Frame(share_axis(what[0]), Axis(0, top, _whole_ticks(top), "images", "{:,.0f}"))
     edges = np.linspace(0, 1, N_BINS + 1)
     bars = [
         below.bar(a + 0.004, b - 0.004, n, class_="histogram accent")
@@ -209,3 +209,14 @@ def _round_ticks(low: float, high: float) -> list[float]:
     step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
     first = np.ceil(low / step)
     return [float(step * n) for n in np.arange(first, np.floor(high / step) + 1)]
+
+
+def _whole_ticks(top: float) -> list[float]:
+    """About five round numbers of things, from none on."""
+    return [tick for tick in _round_ticks(0, top) if tick.is_integer()]
+
+
+def _percent_form(ticks: Sequence[float]) -> str:
+    """How to write shares in percent, with as many decimals as tell each from the next."""
+    decimals = next(n for n in range(9) if all(abs(tick - round(tick, n + 2)) < 1e-9 for tick in ticks))
+    return f"{{:.{decimals}%}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from deepfeat.report.tables import class_name, legend
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
+
+logger = logging.getLogger(__name__)
 
 #: Of the result, paths and a label: for each path the evidence for the label, of shape (height, width), or what has it
 #: as its ``total``.
@@ -95,7 +98,10 @@ def _explained(
             for i, evidence in zip(wanted, found, strict=True):
                 maps[i] = getattr(evidence, "total", evidence)
     except DeepfeatError as error:
-        return maps, [f"No activation maps: {error}"]
+        # In the page alone, it would be found only by those who look for the maps.
+        said = f"No activation maps: {error}"
+        logger.warning("%s", said)
+        return maps, [said]
     return maps, []
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deepfeat.curves import take_scores
 from deepfeat.errors import UsageError
 from deepfeat.markup import Markup, element
+from deepfeat.outputs import check_output
 from deepfeat.report import sections, tables
 from deepfeat.report.gallery import Explain
 from deepfeat.report.projection import METHODS
@@ -19,6 +20,19 @@ from deepfeat.report.sources import find_sources
 
 if TYPE_CHECKING:
     from deepfeat.svm import SVMResult
+
+#: Endings of the files that pages are written to.
+FORMATS = (".html", ".htm")
+
+
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Refuse a file whose ending is not that of a page, or whose folder is not there.
+
+    Raises
+    ------
+    UsageError
+    """
+    check_output(path, FORMATS)
 
 
 def write_report(
@@ -35,6 +49,7 @@ def write_report(
     seed: int,
 ) -> None:
     """Write the page; see `deepfeat.SVMResult.report`."""
+    check_page(path)
     if method not in METHODS:
         msg = f"method is {method!r}: use one of {', '.join(map(repr, METHODS))}"
         raise UsageError(msg)

@@ -113,7 +113,8 @@ def metrics(result: SVMResult) -> Markup:
     """Metrics over all classes, and the nested estimate."""
     text = (
         "Intervals are the middle 95 % of a bootstrap that draws whole groups with replacement: what other images of "
-        "the same kind would do to the number, with the classifier as it is."
+        "the same kind would do to the number, with the classifier as it is. Accuracy, recall, specificity and "
+        "precision of 0 or 1 have the exact interval of a binomial."
     )
     if result.nested is None:
         return join(element("p", text), tables.metrics_table(result))
@@ -150,8 +151,9 @@ def curves(result: SVMResult, scores: Scores) -> Markup:
     )
     if result.evaluated_on == "nested":
         text += (
-            " The curves rank the images of all folds together, whose classifiers have scales of their own, and lie "
-            "below the areas that are named, which are of single folds."
+            " The classifiers of the folds have scales of their own: the curves, and the average precision, are of "
+            "values standardised within each fold. The AUROC that is named is of pairs of one fold, and may differ a "
+            "little from the area under the curve."
         )
     values = None if result.positive is None else figures.decisions(result, scores)
     return join(element("p", text), figures.curves(result, scores), values)

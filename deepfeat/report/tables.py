@@ -11,7 +11,7 @@ import pandas as pd
 
 from deepfeat.bootstrap import PER_CLASS
 from deepfeat.curves import Scores
-from deepfeat.markup import Markup, element, join, name, share
+from deepfeat.markup import Markup, element, join, name, share, shown_interval
 from deepfeat.report.charts import colour
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def headline(result: SVMResult) -> Markup:
             element("div", metric_title(metric), class_="what"),
             element("div", share(row["value"]), class_="big"),
             _bar(row["value"], row["low"], row["high"]),
-            element("div", f"95 % interval {share(row['low'])} to {share(row['high'])}", class_="quiet"),
+            element("div", f"95 % interval {shown_interval(row['low'], row['high'])}", class_="quiet"),
             class_="card number",
         )
         for metric, row in result.metrics.loc[wanted].iterrows()
@@ -303,13 +303,12 @@ def _table(heads: Any, body: Any, class_: str | None = None) -> Markup:
 
 
 def _interval(row: Any) -> Markup:
-    ends = f"{share(row['low'])} to {share(row['high'])}"
     bar = _bar(row["value"], row["low"], row["high"])
     return element(
         "div",
         element("span", share(row["value"]), class_="value"),
         bar,
-        element("span", ends, class_="quiet"),
+        element("span", shown_interval(row["low"], row["high"]), class_="quiet"),
         class_="ci",
     )
 

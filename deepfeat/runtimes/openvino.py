@@ -23,6 +23,7 @@ from deepfeat import __version__
 from deepfeat.backbones import Backbone
 from deepfeat.backbones.onnx import feature_network
 from deepfeat.errors import BackboneError
+from deepfeat.runtimes.startup import load_openvino
 from deepfeat.runtimes.winograd import rewrite_convolutions
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def is_installed() -> bool:
 
 def has_bfloat16() -> bool:
     """Whether the processor computes in bfloat16; where it does not, OpenVINO takes float32 and does not say so."""
-    import openvino as ov
+    ov = load_openvino()
 
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -81,7 +82,7 @@ class OpenVinoRuntime:
     engine = "openvino"
 
     def __init__(self, model: bytes, weights: bytes, precision: str = "float32", n_threads: int | None = None) -> None:
-        import openvino as ov
+        ov = load_openvino()
 
         core = ov.Core()
         network = core.read_model(model, ov.Tensor(np.frombuffer(weights, np.uint8)))
@@ -247,7 +248,7 @@ def _read_graph(frozen: Any) -> Any:
 
     From a file: OpenVINO walks a graph in memory node by node in Python, which takes ten times as long.
     """
-    import openvino as ov
+    ov = load_openvino()
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "network.pb")
@@ -258,7 +259,7 @@ def _read_graph(frozen: Any) -> Any:
 
 def _serialize(network: Any, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
     """Description and weights of a network on batches of images of a shape."""
-    import openvino as ov
+    ov = load_openvino()
 
     network.reshape([-1, *shape])
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 class _Floatx:
@@ -36,6 +37,9 @@ class _Floatx:
 
 
 _FLOAT32 = _Floatx()
+
+#: Held while OpenVINO is imported.
+_LOADING = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -91,6 +95,22 @@ def single_precision() -> Iterator[None]:
             yield
         finally:
             config.set_dtype_policy(policy)
+
+
+def load_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which tells a server of each import unless the user has opted out."""
+    name = "openvino_telemetry"
+    with _LOADING:
+        hides = not {name, "openvino"} & set(sys.modules)
+        if hides:
+            # OpenVINO has a stand-in of its own for where this package is not to be had.
+            sys.modules[name] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        finally:
+            if hides:
+                del sys.modules[name]
+    return openvino
 
 
 def start_keras() -> None:

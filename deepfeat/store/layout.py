@@ -44,6 +44,9 @@ RECORD = np.dtype(
     ]
 )
 
+#: Size and modification time of what is to be looked at again: those of no file.
+NO_STAMP = -1
+
 #: What the seal of a record is computed from; a whole number of 32-bit words.
 _SEALED = np.dtype(
     [

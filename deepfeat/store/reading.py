@@ -18,6 +18,7 @@ from joblib import cpu_count
 
 from deepfeat.display import describe, draw_table
 from deepfeat.errors import DamageError, DataError, StoreError, UsageError
+from deepfeat.outputs import check_folder
 from deepfeat.provenance import TrainedOn
 from deepfeat.store.journal import View, viewing
 from deepfeat.store.layout import (
@@ -648,7 +649,7 @@ class FeatureStore:
             If there is no such block or id, an id has no features in one of the blocks, pyarrow is not installed, or
             the name of a file is not UTF-8.
         UsageError
-            If a block is named twice.
+            If a block is named twice, or there is no folder for the file.
         DataError
             If the blocks saw different contents of an image.
 
@@ -660,6 +661,7 @@ class FeatureStore:
         >>> pd.read_parquet("skin.parquet").shape
         (24, 9)
         """
+        check_folder(path)
         try:
             self.to_frame(blocks, rows).to_parquet(path)
         except ImportError as error:
@@ -690,7 +692,8 @@ class FeatureStore:
         StoreError
             If there is no such block or id, or an id has no features in one of the blocks.
         UsageError
-            If a block is named twice, or has a name that an archive has for something else.
+            If a block is named twice, or has a name that an archive has for something else, or there is no folder for
+            the file.
         DataError
             If the blocks saw different contents of an image.
 
@@ -703,6 +706,7 @@ class FeatureStore:
         >>> archive["EfficientNetLite0"].shape, str(archive["label"][0])
         ((24, 1280), 'MEL')
         """
+        check_folder(path)
         keys, names, ids = self.choose(blocks, rows)
         table = self.table.loc[self.positions(ids), list(COLUMNS[2:])]
         arrays: dict[str, Any] = {"image_id": np.array(ids, dtype=str)}

@@ -23,6 +23,7 @@ from deepfeat.store.layout import (
     COLUMNS,
     DONE,
     MISSING,
+    NO_STAMP,
     RECORD,
     Block,
     Place,
@@ -109,7 +110,8 @@ class StoreWriter:
     def add_images(self, table: pd.DataFrame) -> np.ndarray:
         """Add images that are new and take over path, label, group and split of known ones.
 
-        A column without any value in ``table`` leaves the stored one as it is.
+        A column without any value in ``table`` leaves the stored one as it is. The file of a row that gets another
+        path has to be looked at again: by size and time alone it may seem to be the one before.
 
         Returns
         -------
@@ -127,6 +129,10 @@ class StoreWriter:
             if any(value is not None for value in given):
                 for row, value in zip(rows, given, strict=True):
                     merged[name][row] = value
+        moved = [row for row, path in enumerate(stored["path"]) if not _are_same_file(path, merged["path"][row])]
+        if moved:
+            # First: a process that is killed between the two has a few files looked at for nothing.
+            self._forget_stamps(moved)
         if any(merged[name] != stored[name].tolist() for name in COLUMNS):
             with changing(self.path) as file:
                 write_table(file, merged)
@@ -208,6 +214,15 @@ class StoreWriter:
             for at, stamp in enumerate(stamps[run.part], run.at):
                 self._write_at(run.segment.records.offset + at * RECORD.itemsize, stamp.data)
 
+    def _forget_stamps(self, rows: Sequence[int]) -> None:
+        """Have the files of some rows looked at again, by all blocks."""
+        for block in self._store.structure.blocks:
+            here = [row for row in rows if row < block.n_rows]
+            if here:
+                records = np.zeros(len(here), RECORD)
+                records["size"] = records["mtime_ns"] = NO_STAMP
+                self.write_stamps(block, here, records)
+
     def _write_records(self, block: Block, rows: Sequence[int], runs: list[_Run], records: np.ndarray) -> None:
         records["seal"] = seal_records(block.key, np.asarray(rows), records)
         self._write_runs(runs, "records", records)
@@ -282,6 +297,15 @@ class _Run(NamedTuple):
     @property
     def n_rows(self) -> int:
         return int(self.part.stop - self.part.start)
+
+
+def _are_same_file(one: str, other: str) -> bool:
+    """Whether two paths are known to lead to one file."""
+    try:
+        return one == other or os.path.samefile(one, other)
+    # No path at all, and one that no file can have.
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 def _find_runs(block: Block, rows: Sequence[int]) -> list[_Run]:

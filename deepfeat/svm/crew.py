@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from joblib.parallel import get_active_backend
 
-from deepfeat.cluster import check_client, clear_failures
+from deepfeat import __version__
+from deepfeat.cluster import ask_worker, check_client, check_version, clear_failures, watch_workers
 from deepfeat.svm.resources import Resources, take_products
 from deepfeat.svm.samples import Samples
 
@@ -37,14 +38,17 @@ class Crew:
 
     @cached_property
     def _held(self) -> Any:
-        self.client.wait_for_workers(1)
+        # Before the samples are on their way: another version may not be able to read them.
+        ask_worker(self.client, _check, __version__)
         return self.client.scatter(self._samples, broadcast=True)
 
     def call(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Call a function of the samples and each item on the workers, and return the results in order."""
         with self._clear_failures():
-            futures = [self.client.submit(function, self._held, *item, pure=False) for item in items]
-            return list(self.client.gather(futures))
+            given = __version__, function, self._held
+            with watch_workers(self.client):
+                futures = [self.client.submit(_call, *given, *item, pure=False) for item in items]
+                return list(self.client.gather(futures))
 
     def score(
         self, names: Sequence[str], rows: np.ndarray, score: Callable[..., Any], cells: Iterable[tuple[Any, ...]]
@@ -64,7 +68,27 @@ class Crew:
         return self.call(partial(_score, score, list(names), rows), cells)
 
     def _clear_failures(self) -> Any:
-        return clear_failures(self.client, "fold", "nothing was written, so fit again")
+        cancelled = (
+            "the workers that held the samples died, mostly for lack of memory, or the work was cancelled: see their "
+            "logs, and give each worker more"
+        )
+        return clear_failures(self.client, "fold", "nothing was written, so fit again", cancelled)
+
+
+# What follows runs on the workers
+
+
+def _check(version: str) -> None:
+    """Refuse work of a caller with another deepfeat."""
+    from distributed import get_worker
+
+    check_version(version, get_worker().address)
+
+
+def _call(version: str, function: Callable[..., Any], samples: Samples, *item: Any) -> Any:
+    """Call a function; each time on a worker that may have come late."""
+    _check(version)
+    return function(samples, *item)
 
 
 def _score(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -226,13 +226,13 @@ def fit_svm(
     train, held_out = _train_and_test(samples, test, seed)
     y = samples.target[train]
     folds = make_folds(y, samples.sets[train], cv, seed)
-    inner = _inner_folds(samples, train, folds, cv, seed) if nested else []
+    inner = _inner_folds(samples, train, folds, cv, seed, scoring) if nested else []
     tested = train[np.unique(np.concatenate([rows for _, rows in folds]))]
     if len(held_out):
         refuse_seen(samples, held_out)
     if nested or not len(held_out):
         refuse_seen(samples, tested)
-    refuse_scorer(scoring, y)
+    refuse_scorer(scoring, y, folds)
     weights = _by_target(class_weight, classes, positive)
     check_class_weights(weights if isinstance(weights, list | tuple) else [weights], np.unique(y).tolist())
     client = joblib_client() if client is None else client
@@ -294,14 +294,18 @@ def fit_svm(
     return result
 
 
-def _inner_folds(samples: Samples, train: np.ndarray, folds: Sequence[Fold], cv: Any, seed: int) -> list[list[Fold]]:
+def _inner_folds(
+    samples: Samples, train: np.ndarray, folds: Sequence[Fold], cv: Any, seed: int, scoring: Any
+) -> list[list[Fold]]:
     """Folds of the training part of each fold."""
     if not (isinstance(cv, Integral) or hasattr(cv, "split")):
         raise UsageError("nested=True makes folds of the training part of each fold: pass cv as a number or a splitter")
     found = []
     for number, (rows, _) in enumerate(folds):
+        y = samples.target[train[rows]]
         try:
-            found.append(make_folds(samples.target[train[rows]], samples.sets[train[rows]], cv, seed))
+            found.append(make_folds(y, samples.sets[train[rows]], cv, seed))
+            refuse_scorer(scoring, y, found[-1])
         except DataError as error:
             msg = f"nested=True makes folds of the training part of fold {number}, in which {error}"
             raise DataError(msg) from error
@@ -364,6 +368,9 @@ def _with_optimism(predictions: pd.DataFrame, plain: pd.DataFrame, classes: list
 
 
 def _read_threshold(threshold: Any, positive: Any) -> Wish | float | None:
+    if not isinstance(threshold, Hashable):
+        msg = f"threshold is of type {type(threshold).__name__}: use one decision value, or a wish such as 'f1'"
+        raise UsageError(msg)
     wish = read_wish(threshold)
     if wish is not None and positive is None:
         msg = f"threshold is {threshold!r}, which needs one class to be the positive one: pass positive="
@@ -382,7 +389,7 @@ def _refuse_average(samples: Samples, fusion: str) -> None:
 
 def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
     for name, (value, allowed) in choices.items():
-        if value not in allowed:
+        if not isinstance(value, Hashable) or value not in allowed:
             msg = f"{name} is {value!r}: use one of {', '.join(map(repr, allowed))}"
             raise UsageError(msg)
 
@@ -418,8 +425,9 @@ def _check_numbers(max_memory: Any, n_jobs: Any) -> None:
 
 
 def _refuse_names_of_columns(classes: list[Any]) -> None:
-    # The last two are of the predictions of new images.
-    taken = [name for name in classes if name in ("label", "predicted", "group", "fold", "path", "failure")]
+    # The last three are of the predictions of new images, and the others of those with calibration.
+    columns = {"label", "predicted", "group", "fold", "path", "failure", "image_id"}
+    taken = [name for name in classes if name in columns | {f"probability {other}" for other in classes}]
     if taken:
         msg = f"a class is called {taken[0]!r}, as is a column of the predictions: rename it, {{old: new}} as labels="
         raise DataError(msg)
@@ -431,7 +439,7 @@ def _train_and_test(samples: Samples, test: Any, seed: int) -> tuple[np.ndarray,
         return everything, everything[:0]
     if isinstance(test, float | np.floating):
         return hold_out(samples.target, samples.sets.tolist(), float(test), seed)
-    if test != "split":
+    if not isinstance(test, str) or test != "split":
         msg = f"test is {test!r}: use 'split', a share such as 0.2, or None"
         raise UsageError(msg)
     in_test = samples.split == "test"

@@ -15,6 +15,7 @@ from deepfeat.bootstrap import PER_CLASS
 from deepfeat.bundle import write_bundle
 from deepfeat.display import describe, draw_notes, draw_table
 from deepfeat.evaluation import scored_rows
+from deepfeat.markup import shown_interval
 
 if TYPE_CHECKING:
     from deepfeat.report.gallery import Explain
@@ -143,7 +144,10 @@ class SVMResult:
         Raises
         ------
         UsageError
-            If a file holds weights that no block was computed with, or layers that may hold code.
+            If a file holds weights that no block was computed with, or layers that may hold code; or if there is no
+            folder for the file.
+        BundleError
+            If `deepfeat.load` would refuse the file: nothing is written then.
 
         Examples
         --------
@@ -236,7 +240,8 @@ class SVMResult:
         Raises
         ------
         UsageError
-            For a method that is not known.
+            For a method that is not known, a name that does not end in .html or .htm, or if there is no folder for the
+            file.
         DataError
             If ``images`` has none of the images of the result.
         StoreError
@@ -279,7 +284,7 @@ class SVMResult:
         Raises
         ------
         UsageError
-            If matplotlib is not installed.
+            If matplotlib is not installed, or the file's ending or folder is not to be had.
 
         Examples
         --------
@@ -313,7 +318,7 @@ class SVMResult:
 def _with_intervals(metrics: pd.DataFrame) -> pd.DataFrame:
     """Values and 95 % intervals as text."""
     shown = metrics[["value"]].map("{:.3f}".format)
-    shown["95 % interval"] = [f"{row.low:.3f} to {row.high:.3f}" for row in metrics.itertuples()]
+    shown["95 % interval"] = [shown_interval(row.low, row.high) for row in metrics.itertuples()]
     return shown
 
 

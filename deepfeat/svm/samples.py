@@ -14,7 +14,7 @@ from scipy.sparse import issparse
 from deepfeat.datasets import relabel
 from deepfeat.errors import DataError, UsageError
 from deepfeat.fusion import one_space
-from deepfeat.splits import merge_groups
+from deepfeat.splits import known_groups, merge_groups
 from deepfeat.store import Block, FeatureStore, open_features
 from deepfeat.svm.sources import Source, choose_sources
 
@@ -86,6 +86,9 @@ class Samples:
 
 #: Rows that are looked at at once, so that no temporary array is as large as the features.
 _AT_A_TIME = 65_536
+
+#: Features beyond it overflow where their squares are summed.
+_LARGEST = 1e100
 
 #: What becomes of images without a group.
 UNGROUPED = ("own", "drop", "raise")
@@ -179,29 +182,44 @@ def _from_arrays(arrays: tuple[Any, ...], backbones: Any, labels: Any, grouping:
         raise UsageError(msg)
     if issparse(arrays[0]):
         raise UsageError("X is a sparse matrix: pass X.toarray()")
+    _refuse_masked(arrays)
     X, y = np.asarray(arrays[0]), np.asarray(arrays[1], dtype=object)
-    groups = np.asarray(arrays[2] if len(arrays) == 3 and arrays[2] is not None else [None] * len(X), dtype=object)
+    has_groups = len(arrays) == 3 and arrays[2] is not None
+    groups = np.asarray(arrays[2], dtype=object) if has_groups else np.full(X.shape[:1], None)
     if X.ndim != 2 or not X.size or not y.shape == groups.shape == X.shape[:1]:
         msg = f"X has shape {X.shape}, y {y.shape}, groups {groups.shape}: X is (n, d), not empty, and the others (n,)"
         raise UsageError(msg)
     ids = np.array([str(i) for i in range(len(X))], dtype=object)
     if any(isinstance(label, bool | np.bool_) for label in y):
         raise UsageError("y holds True and False: name the classes, such as np.where(y, 'MEL', 'other')")
-    table = pd.DataFrame({"image_id": ids, "label": y, "group": groups, "split": None}, dtype=object)
+    table = pd.DataFrame({"image_id": ids, "label": y, "group": known_groups(groups), "split": None}, dtype=object)
     if labels is not None:
         table = relabel(table, labels)
     notes: list[str] = []
     keep = grouping.keep(table, _labelled(table, notes), notes)
     rows = table[keep]
+    if rows.empty:
+        msg = f"none of the {len(X)} images has a label: give y the class of each image that is to be fitted on"
+        raise DataError(msg)
     X = X if keep.all() else X[keep]
     if X.dtype not in (np.float32, np.float64):
         X = _as_numbers(X)
     _refuse_not_finite(X, rows["image_id"].to_numpy(object))
+    _refuse_overflow(X)
     tied = merge_groups(table["group"].tolist(), None, grouping.pairs(ids))
     return _samples(X, rows, tied[keep], {"X": X.shape[1]}, True, notes)
 
 
+def _refuse_masked(arrays: tuple[Any, ...]) -> None:
+    for name, array in zip(("X", "y", "groups"), arrays, strict=False):
+        if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+            msg = f"{name} is an array with masked values, which would be used: fill them, or leave these images out"
+            raise UsageError(msg)
+
+
 def _as_numbers(X: np.ndarray) -> np.ndarray:
+    if X.dtype.kind == "c":
+        raise UsageError("X holds complex numbers: pass real ones, such as np.hstack([X.real, X.imag])")
     try:
         return X.astype(np.float32 if X.dtype == np.float16 else np.float64)
     except (TypeError, ValueError) as error:
@@ -243,7 +261,20 @@ def _from_store(
     folds = tuple(name for name, source in named.items() if source.is_folds)
     origin = {"store": str(store.path), "blocks": {name: _describe(source) for name, source in named.items()}}
     contents = digests[keep]
+    _note_repeated(rows, contents, notes)
     return replace(samples, views=tuple(by_view), seen=seen, folds=folds, contents=contents, origin=origin)
+
+
+def _note_repeated(rows: pd.DataFrame, contents: np.ndarray, notes: list[str]) -> None:
+    """Note images that count several times, as after a class was renamed, and above all as several classes."""
+    repeated = pd.Series(contents).duplicated(keep=False).to_numpy()
+    if not repeated.any():
+        return
+    files = [part for _, part in rows[repeated].groupby(contents[repeated], sort=False)]
+    several = [part for part in files if len(set(part["label"])) > 1]
+    labelled = f", and {len(several)} of these files have several labels" if several else ""
+    first = ", ".join(map(repr, (several or files)[0]["image_id"][:2]))
+    notes.append(f"{repeated.sum()} images are {len(files)} files, each under several ids{labelled} (first: {first})")
 
 
 def _join(store: FeatureStore, sources: Sequence[Source], ids: list[str], tied: np.ndarray) -> np.ndarray:
@@ -271,6 +302,7 @@ def _samples(
     ids, y = rows["image_id"].to_numpy(object), rows["label"].to_numpy(object)
     _refuse_mixed(y)
     _refuse_no_classes(y)
+    _refuse_changed(y)
     _refuse_undecodable(y)
     return Samples(X, y, sets, ids, split, blocks, averageable, notes)
 
@@ -304,8 +336,24 @@ def _refuse_mixed(labels: np.ndarray) -> None:
 
 def _refuse_no_classes(labels: np.ndarray) -> None:
     for label in labels:
-        if isinstance(label, bytes) or (isinstance(label, float | np.floating) and not float(label).is_integer()):
-            msg = f"a label is {label!r}, which is no name of a class: use text, or whole numbers"
+        if not (isinstance(label, str) or _is_whole(label)):
+            msg = f"a label is {label!r}, which is no name of a class: use text, or whole numbers of 64 bits"
+            raise DataError(msg)
+
+
+def _is_whole(label: Any) -> bool:
+    is_number = isinstance(label, int | float | np.integer | np.floating)
+    return is_number and -(2**63) <= label < 2**63 and float(label).is_integer()
+
+
+def _refuse_changed(labels: np.ndarray) -> None:
+    """Refuse labels that others take the place of in an array of one type, as scikit-learn wants them."""
+    for label, instead in zip(labels, np.array(labels.tolist()).tolist(), strict=True):
+        if label != instead:
+            msg = (
+                f"the label {label!r} would become {instead!r} in an array of all labels: use text without null "
+                "characters at its end, or whole numbers without floats among them"
+            )
             raise DataError(msg)
 
 
@@ -338,6 +386,20 @@ def _refuse_not_finite(X: np.ndarray, ids: np.ndarray) -> None:
     )
     if len(wrong):
         msg = f"{len(wrong)} row(s) hold features that are not finite (first: {ids[wrong[0]]!r})"
+        raise DataError(msg)
+
+
+def _refuse_overflow(X: np.ndarray) -> None:
+    if X.dtype != np.float64:
+        # The others end before.
+        return
+    most = np.maximum(X.max(axis=0), -X.min(axis=0))
+    beyond = np.flatnonzero(most > _LARGEST)
+    if len(beyond):
+        msg = (
+            f"column {beyond[0]} of X holds {most[beyond[0]]:g}, and squares of numbers beyond {_LARGEST:g} overflow: "
+            "scale the column, or leave it out"
+        )
         raise DataError(msg)
 
 

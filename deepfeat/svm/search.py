@@ -130,18 +130,30 @@ def make_grid(
                 else f"param_grid[{name!r}] is empty"
             )
             raise UsageError(msg)
-    grid["class_weight"] = list(class_weight) if isinstance(class_weight, list | tuple) else [class_weight]
+    weights = list(class_weight) if isinstance(class_weight, list | tuple) else [class_weight]
+    grid["class_weight"] = [_as_plain(weight) for weight in weights]
     return grid
 
 
 def _as_list(values: Any) -> list[Any]:
     """One value or several, as numbers of Python."""
     several = [values] if isinstance(values, str) or np.ndim(values) == 0 else list(values)
-    return [value.item() if isinstance(value, np.generic) else value for value in several]
+    return [_as_plain(value) for value in several]
+
+
+def _as_plain(value: Any) -> Any:
+    """A value, or a mapping of them, as Python has it: files of classifiers hold no numbers of NumPy."""
+    if isinstance(value, Mapping):
+        return {_as_plain(key): _as_plain(inner) for key, inner in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_class_weights(weights: Sequence[Any], classes: Sequence[Any]) -> None:
     """Refuse a class weight that is not "balanced", None, or positive numbers for known classes."""
+    if not weights:
+        raise UsageError("class_weight is an empty list: use 'balanced', None, {label: weight}, or a list of these")
+    # True is 1 to Python.
+    known = {(_is_bool(label), label) for label in classes}
     for weight in weights:
         if weight is None or (isinstance(weight, str) and weight == "balanced"):
             continue
@@ -149,7 +161,7 @@ def check_class_weights(weights: Sequence[Any], classes: Sequence[Any]) -> None:
             shown = repr(weight) if isinstance(weight, str | int | float) else f"a {type(weight).__name__}"
             msg = f"class_weight is {shown}: use 'balanced', None, {{label: weight}}, or a list of these to search"
             raise UsageError(msg)
-        unknown = [label for label in weight if label not in set(classes)]
+        unknown = [label for label in weight if (_is_bool(label), label) not in known]
         if unknown:
             msg = f"class_weight names {unknown[0]!r}: the classes are {list(classes)}"
             raise UsageError(msg)
@@ -236,29 +248,52 @@ class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._predicted
 
 
-def refuse_scorer(scoring: Any, y: np.ndarray) -> None:
+def refuse_scorer(scoring: Any, y: np.ndarray, folds: Sequence[Fold]) -> None:
     """Refuse a scorer by its name that cannot score an SVM on these classes, before there is anything to score.
 
     Raises
     ------
     UsageError
         With what the scorer says of a classifier that is always right.
+    DataError
+        If it says so where the test part of a fold has no image of a class.
     """
     if not isinstance(scoring, str):
         return
     classes = np.unique(y)
-    truth = np.tile(classes, 2)
-    values = np.tile(np.eye(len(classes)), (2, 1))
-    try:
-        decision = values if len(classes) > 2 else values[:, 1] - values[:, 0]
-        check_scoring(LinearSVC(), scoring)(_Decided(classes, decision, truth), decision, truth)
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    reason = _reason_against(scoring, classes, np.tile(classes, 2))
+    if reason is not None:
         msg = (
             f"scoring is {scoring!r}, which cannot score the decisions of an SVM on {len(classes)} classes ({reason}): "
             "use one such as 'balanced_accuracy' or 'f1_macro'; those of a single class need positive="
         )
-        raise UsageError(msg) from error
+        raise UsageError(msg)
+    asked = {tuple(classes.tolist())}
+    for number, (_, test) in enumerate(folds):
+        present = tuple(np.unique(y[test]).tolist())
+        reason = None if present in asked else _reason_against(scoring, classes, y[test])
+        asked.add(present)
+        if reason is not None:
+            absent = np.setdiff1d(classes, y[test])
+            msg = (
+                f"scoring is {scoring!r}, which cannot score fold {number}, whose test part has no image of the class "
+                f"{str(absent[0])!r} ({reason}): use stratified folds, or another scoring"
+            )
+            raise DataError(msg)
+
+
+def _reason_against(scoring: str, classes: np.ndarray, truth: np.ndarray) -> str | None:
+    """What a scorer says where it cannot score a classifier that is always right."""
+    values = np.eye(len(classes))[np.searchsorted(classes, truth)]
+    decision = values if len(classes) > 2 else values[:, 1] - values[:, 0]
+    try:
+        with warnings.catch_warnings():
+            # Of scores that are not defined, which the search refuses, or takes as scikit-learn does.
+            warnings.simplefilter("ignore")
+            check_scoring(LinearSVC(), scoring)(_Decided(classes, decision, truth), decision, truth)
+    except (ValueError, TypeError, AttributeError) as error:
+        return str(error).splitlines()[0].rstrip(".")
+    return None
 
 
 def exact_search(
@@ -603,6 +638,10 @@ def _fit_predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     pipeline.fit(X[train], y[train])
     return pipeline.predict(X[test]), class_scores(pipeline.decision_function(X[test]))
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
 
 
 def _is_positive(value: Any) -> bool:

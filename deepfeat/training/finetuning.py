@@ -18,6 +18,7 @@ from deepfeat.backbones.network import file_digest
 from deepfeat.computation import versions
 from deepfeat.errors import UsageError
 from deepfeat.interruption import interruptible
+from deepfeat.outputs import check_folder
 from deepfeat.provenance import TrainedOn
 from deepfeat.runtimes.keras import keras
 from deepfeat.runtimes.selection import resolve
@@ -243,9 +244,7 @@ def _check(path: str | os.PathLike[str], backbone: str | Backbone) -> tuple[Path
     if file.suffix != ".keras":
         msg = f"path is {os.fspath(path)!r}: use a name that ends in .keras"
         raise UsageError(msg)
-    if not file.parent.is_dir():
-        msg = f"cannot write {file}: there is no folder {str(file.parent)!r}"
-        raise UsageError(msg)
+    check_folder(file)
     return file, Backbone(backbone) if isinstance(backbone, str) else backbone
 
 
