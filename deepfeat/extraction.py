@@ -204,8 +204,9 @@ def _warn_of_other_paths(store: FeatureStore, table: pd.DataFrame) -> None:
 
 def _warn_of_the_rest(store: FeatureStore, keys: Sequence[str], table: pd.DataFrame) -> None:
     """Say which images with features are not given any more though their folder is, and gone: the store keeps them."""
-    others = np.logical_or.reduce([store.records(key)["state"] == DONE for key in keys])
-    others &= ~store.table["image_id"].isin(set(table["image_id"])).to_numpy()
+    others = ~store.table["image_id"].isin(set(table["image_id"])).to_numpy()
+    if others.any():
+        others &= np.logical_or.reduce([store.records(key)["state"] == DONE for key in keys])
     rest = [(i, p) for i, p in store.table.loc[others, ["image_id", "path"]].itertuples(index=False) if p]
     if not rest:
         return
