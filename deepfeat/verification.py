@@ -15,7 +15,7 @@ from deepfeat.backbones.network import model_digest
 from deepfeat.backbones.registry import Backbone, as_backbones
 from deepfeat.computation import build_network
 from deepfeat.errors import BackboneError, StoreError, UsageError
-from deepfeat.images import VIEWS, FileStamp, Preparation, load_image
+from deepfeat.images import VIEWS, FileStamp, LoadedImage, Preparation, load_image
 from deepfeat.runtimes.selection import PRECISIONS, open_runtime
 from deepfeat.store import DONE, Block, FeatureStore, block_key, open_features
 from deepfeat.store.layout import DTYPES, is_imported
@@ -179,15 +179,15 @@ def _compare_sample(
     records = store.records(block.key)
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(records["state"] == DONE))
     prepared = Preparation(backbone.input_shape[:2], backbone.resize, block.spec["view"])
-    same, changed = [], 0
+    same, changed = list[LoadedImage](), 0
     for row in rows.tolist():
-        image = load_image(row, store.table["path"][row], [prepared])
-        if image.digest == records["digest"][row].tobytes():
-            same += [image] * (not image.reason)
-        else:
-            changed += image.stamp == FileStamp(int(records["size"][row]), int(records["mtime_ns"][row]))
         if len(same) == sample:
             break
+        image = load_image(row, store.table["path"][row], [prepared])
+        if image.digest != records["digest"][row].tobytes():
+            changed += image.stamp == FileStamp(int(records["size"][row]), int(records["mtime_ns"][row]))
+        elif not image.reason:
+            same.append(image)
     difference = float("nan")
     if same:
         runtime = open_runtime(
