@@ -132,14 +132,14 @@ def evaluate(
     per_class = pd.DataFrame(each, index=pd.Index(names, name="class"))
     per_class["support"] = confusion.sum(axis=1)
     if n_resamples:
-        together = everything if groups is None else groups
+        together = everything if groups is None else number_values(groups, "groups")[0]
         counts = draw_counts(together, n_resamples, seed, n_folds)
         overall, replicates = resampled_metrics(truth, guess, decision, counts, chosen, probabilities, ranked_in)
         drawn = overall.reindex(columns=metrics.index)
         metrics["low"], metrics["high"] = percentile_interval(drawn.to_numpy())
         for name in PER_CLASS:
             per_class[f"{name}_low"], per_class[f"{name}_high"] = percentile_interval(replicates[name])
-        _widen_rates(metrics, per_class, truth, guess, number_values(together, "groups")[0], n_folds, chosen)
+        _widen_rates(metrics, per_class, truth, guess, together, n_folds, chosen)
     named = {"index": pd.Index(names, name="true"), "columns": pd.Index(names, name="predicted")}
     return Evaluation(metrics, per_class, pd.DataFrame(confusion, **named))
 
@@ -180,9 +180,8 @@ def _widen_rates(
         if chosen is not None:
             metrics.loc[name, ["low", "high"]] = low[chosen], high[chosen]
     value, low, high = metrics.loc["accuracy", ["value", "low", "high"]].to_numpy()
-    metrics.loc["accuracy", ["low", "high"]] = widen_certain(
-        value, low, high, np.array(count(np.full(len(truth), True)))
-    )
+    everything = np.full(len(truth), True)
+    metrics.loc["accuracy", ["low", "high"]] = widen_certain(value, low, high, np.array(count(everything)))
 
 
 def _rankings(

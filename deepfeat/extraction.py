@@ -173,9 +173,7 @@ def extract(
         runs = [_Run(writer, backbone, options, stamps) for backbone in chosen]
         _process(runs, paths, options, _compute_here(runs) if client is None else _compute_on(client))
     store = open_features(cache)
-    keys = [key for run in runs for key in run.keys]
-    _report(store, keys, rows)
-    _warn_of_the_rest(store, keys, table)
+    _report(store, [key for run in runs for key in run.keys], rows)
     return store
 
 
@@ -200,33 +198,6 @@ def _warn_of_other_paths(store: FeatureStore, table: pd.DataFrame) -> None:
             f"now {new}): what the store has of them stays as it is until there is one"
         )
         warnings.warn(msg, DataWarning, stacklevel=3)
-
-
-def _warn_of_the_rest(store: FeatureStore, keys: Sequence[str], table: pd.DataFrame) -> None:
-    """Say which images with features are not given any more though their folder is, and gone: the store keeps them."""
-    others = ~store.table["image_id"].isin(set(table["image_id"])).to_numpy()
-    if others.any():
-        others &= np.logical_or.reduce([store.records(key)["state"] == DONE for key in keys])
-    rest = [(i, p) for i, p in store.table.loc[others, ["image_id", "path"]].itertuples(index=False) if p]
-    if not rest:
-        return
-    logger.info("%s has %d image(s) besides those given, which fits take, too", store.path, len(rest))
-    folder = _common_folder(table["path"])
-    gone = [image for image, path in rest if path.startswith(folder) and not os.path.lexists(path)]
-    if gone and any(map(os.path.lexists, table["path"])):
-        msg = (
-            f"{len(gone)} image(s) of {store.path} are not given any more, and their files are gone (first: {gone[0]}):"
-            " their features stay, and fits take them, but for those that fit_svm's labels= gives None"
-        )
-        warnings.warn(msg, DataWarning, stacklevel=3)
-
-
-def _common_folder(paths: Iterable[str]) -> str:
-    """The folder in which all files are, with its separator; nothing where there is none, as on two drives."""
-    try:
-        return os.path.join(os.path.commonpath(set(map(os.path.dirname, paths))), "")
-    except ValueError:
-        return ""
 
 
 def _are_two_files(one: str, other: str) -> bool:
@@ -411,7 +382,7 @@ class _Run:
             return mine
         if opened is not None and not self._warned:
             self._warned = True
-            self._warn_of_other_versions(opened)
+            _warn_of_other_versions(self._writer.store, self.job.keys, opened.versions)
         blocks = self._make_space(opened)
         computed = set(output.rows if output else [])
         fresh = [image for image in mine if image.row in computed and not image.reason]
@@ -461,13 +432,6 @@ class _Run:
             keys = self.job.keys
             self._blocks = [self._writer.store.find(key) for key in keys] if self.has_space else self._add(opened)
         return self._blocks
-
-    def _warn_of_other_versions(self, opened: Opened) -> None:
-        """Say which blocks get rows that are made by other versions than their first ones."""
-        store = self._writer.store
-        for key in self.job.keys:
-            if store.has_block(key):
-                _warn_of_other_versions(store.find(key), opened.versions)
 
     def _add(self, opened: Opened | None) -> list[Block]:
         assert opened is not None
@@ -523,15 +487,17 @@ def _say_why_new(store: FeatureStore, spec: dict[str, Any]) -> None:
             logger.info("%s: a new block, since %s is another than in %s", block.name, ", ".join(other), block.key[:8])
 
 
-def _warn_of_other_versions(block: Block, now: Mapping[str, str]) -> None:
-    """Say that a block's new rows will be made by other versions than its old ones."""
-    changed = [f"{name} {old} (now {now[name]})" for name, old in block.versions.items() if now.get(name, old) != old]
-    if changed:
-        msg = (
-            f"the rows of {block.name} so far were computed with {', '.join(changed)}: "
-            "`deepfeat store verify --sample 32` tells whether that makes a difference"
-        )
-        warnings.warn(msg, DataWarning, stacklevel=3)
+def _warn_of_other_versions(store: FeatureStore, keys: Sequence[str], now: Mapping[str, str]) -> None:
+    """Say which blocks will have new rows that are made by other versions than their old ones."""
+    for block in (store.find(key) for key in keys if store.has_block(key)):
+        old = block.versions.items()
+        changed = [f"{name} {version} (now {now[name]})" for name, version in old if now.get(name, version) != version]
+        if changed:
+            msg = (
+                f"the rows of {block.name} so far were computed with {', '.join(changed)}: "
+                "`deepfeat store verify --sample 32` tells whether that makes a difference"
+            )
+            warnings.warn(msg, DataWarning, stacklevel=3)
 
 
 def _clip(reason: str) -> bytes:
@@ -541,28 +507,62 @@ def _clip(reason: str) -> bytes:
 
 
 def _report(store: FeatureStore, keys: Sequence[str], rows: np.ndarray) -> None:
-    """Warn of failed images, and of files that are equal byte for byte to others of the store."""
-    all_ids = store.table["image_id"].to_numpy(object)
-    ids = all_ids[rows]
-    for key in keys:
-        records = store.records(key)[rows]
-        failed = np.flatnonzero(records["state"] == FAILED)
-        if len(failed):
-            reasons = [f"{ids[i]!r}: {records['reason'][i].decode('utf-8', 'replace')}" for i in failed[:3]]
-            msg = (
-                f"{len(failed)} of {len(rows)} images failed for {store.find(key).name} "
-                f"({'; '.join(reasons)}{'; …' if len(failed) > 3 else ''}): see store.failures"
-            )
-            warnings.warn(msg, DataWarning, stacklevel=3)
-    records = store.records(keys[0])
-    done = records["state"] == DONE
-    contents = pd.Series(
-        [digest.tobytes() for digest in records["digest"][done]], pd.Index(all_ids[done], dtype=object), dtype=object
-    )
+    """Warn of what is to be known of the images of a call, and of others of the store."""
+    first, has_features = store.records(keys[0]), np.zeros(store.n_images, bool)
+    for number, key in enumerate(keys):
+        records = store.records(key) if number else first
+        _warn_of_failures(store, key, records, rows)
+        has_features |= records["state"] == DONE
+    _warn_of_twins(store, first, rows)
+    _warn_of_the_rest(store, has_features, rows)
+
+
+def _warn_of_failures(store: FeatureStore, key: str, records: np.ndarray, rows: np.ndarray) -> None:
+    failed = rows[records["state"][rows] == FAILED]
+    if len(failed):
+        ids, said = store.table["image_id"].to_numpy(object), records["reason"]
+        reasons = [f"{ids[row]!r}: {said[row].decode('utf-8', 'replace')}" for row in failed[:3]]
+        msg = (
+            f"{len(failed)} of {len(rows)} images failed for {store.find(key).name} "
+            f"({'; '.join(reasons)}{'; …' if len(failed) > 3 else ''}): see store.failures"
+        )
+        warnings.warn(msg, DataWarning, stacklevel=4)
+
+
+def _warn_of_twins(store: FeatureStore, records: np.ndarray, rows: np.ndarray) -> None:
+    """Say which images are equal byte for byte to others of the store."""
+    done = np.flatnonzero(records["state"] == DONE)
+    contents = pd.Series([digest.tobytes() for digest in records["digest"][done]], done, dtype=object)
     repeated = contents[contents.duplicated(keep=False)]
-    repeated = repeated[repeated.isin(repeated[repeated.index.isin(ids)])]
+    repeated = repeated[repeated.isin(repeated[repeated.index.isin(rows)])]
     if len(repeated):
         twins = repeated.groupby(repeated, sort=False).groups
-        first = next(iter(twins.values()))
+        first = store.table["image_id"].to_numpy(object)[next(iter(twins.values()))]
         msg = f"{len(twins)} set(s) of images are equal byte for byte (first: {', '.join(map(repr, first))})"
-        warnings.warn(msg, DataWarning, stacklevel=3)
+        warnings.warn(msg, DataWarning, stacklevel=4)
+
+
+def _warn_of_the_rest(store: FeatureStore, has_features: np.ndarray, rows: np.ndarray) -> None:
+    """Say which images with features are not given any more though their folder is, and gone: the store keeps them."""
+    others, given = has_features.copy(), store.table["path"].to_numpy(object)[rows]
+    others[rows] = False
+    rest = [(i, p) for i, p in store.table.loc[others, ["image_id", "path"]].itertuples(index=False) if p]
+    if not rest:
+        return
+    logger.info("%s has %d image(s) besides those given, which fits take, too", store.path, len(rest))
+    folder = _common_folder(given)
+    gone = [image for image, path in rest if path.startswith(folder) and not os.path.lexists(path)]
+    if gone and any(map(os.path.lexists, given)):
+        msg = (
+            f"{len(gone)} image(s) of {store.path} are not given any more, and their files are gone (first: {gone[0]}):"
+            " their features stay, and fits take them, but for those that fit_svm's labels= gives None"
+        )
+        warnings.warn(msg, DataWarning, stacklevel=4)
+
+
+def _common_folder(paths: Iterable[str]) -> str:
+    """The folder in which all files are, with its separator; nothing where there is none, as on two drives."""
+    try:
+        return os.path.join(os.path.commonpath(set(map(os.path.dirname, paths))), "")
+    except ValueError:
+        return ""

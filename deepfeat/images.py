@@ -152,7 +152,7 @@ def _check_status(status: os.stat_result) -> None:
         raise ImageError(msg)
 
 
-def refuse_truncated() -> None:
+def _refuse_truncated() -> None:
     """Refuse to go on where Pillow is told to fill up files that are cut off, by which they would count as whole.
 
     The switch is of the whole process, and others may want it: setting it back here would not be safe with threads.
@@ -204,7 +204,7 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     UsageError
         If Pillow is told to fill up files that are cut off.
     """
-    refuse_truncated()
+    _refuse_truncated()
     try:
         with Image.open(io.BytesIO(data), formats=decodable_formats()) as image:
             _refuse_wrong_pixels(image)

@@ -75,12 +75,23 @@ def merge_groups(
 def known_groups(groups: Iterable[Any]) -> list[Any]:
     """Groups with None where they are blank, as in tables, or say that one patient may have two names, 7 and "7"."""
     known = [None if pd.isna(group) or (isinstance(group, str) and not group.strip()) else group for group in groups]
-    text = next((group for group in known if isinstance(group, str)), None)
-    other = next((group for group in known if group is not None and not isinstance(group, str)), None)
-    if text is not None and other is not None:
-        msg = f"groups are of several types, such as {text!r} and {other!r}: use text for all, or numbers for all"
-        raise DataError(msg)
+    refuse_mixed(known, "groups")
     return known
+
+
+def refuse_mixed(names: Iterable[Any], what: str) -> None:
+    """Refuse names of which some are text and others are not; None is neither.
+
+    Raises
+    ------
+    DataError
+    """
+    known = [name for name in names if name is not None]
+    text = next((name for name in known if isinstance(name, str)), None)
+    other = next((name for name in known if not isinstance(name, str)), None)
+    if text is not None and other is not None:
+        msg = f"{what} are of several types, such as {text!r} and {other!r}: use text for all, or numbers for all"
+        raise DataError(msg)
 
 
 def hold_out(labels: np.ndarray, groups: Sequence[Any], test_size: float, seed: int) -> Fold:

@@ -14,7 +14,7 @@ from scipy.sparse import issparse
 from deepfeat.datasets import relabel
 from deepfeat.errors import DataError, UsageError
 from deepfeat.fusion import one_space
-from deepfeat.splits import known_groups, merge_groups
+from deepfeat.splits import known_groups, merge_groups, refuse_mixed
 from deepfeat.store import Block, FeatureStore, open_features
 from deepfeat.svm.sources import Source, choose_sources
 
@@ -300,7 +300,7 @@ def _samples(
     sets = np.unique(tied, return_inverse=True)[1]
     split = np.array([None if pd.isna(s) else s for s in rows["split"]], dtype=object)
     ids, y = rows["image_id"].to_numpy(object), rows["label"].to_numpy(object)
-    _refuse_mixed(y)
+    refuse_mixed(y, "labels")
     _refuse_no_classes(y)
     _refuse_changed(y)
     _refuse_undecodable(y)
@@ -324,14 +324,6 @@ def _labelled(table: pd.DataFrame, notes: list[str]) -> np.ndarray:
         first = table["image_id"].to_numpy(object)[~known][0]
         notes.append(f"{(~known).sum()} image(s) without a label left out (first: {first!r})")
     return np.asarray(known)
-
-
-def _refuse_mixed(labels: np.ndarray) -> None:
-    are_text = np.array([isinstance(label, str) for label in labels])
-    if are_text.any() and not are_text.all():
-        text, other = labels[are_text][0], labels[~are_text][0]
-        msg = f"labels are of several types, such as {text!r} and {other!r}: use text for all, or numbers for all"
-        raise DataError(msg)
 
 
 def _refuse_no_classes(labels: np.ndarray) -> None:
