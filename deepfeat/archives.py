@@ -33,6 +33,7 @@ _TYPES = {
             "sklearn.calibration.CalibratedClassifierCV",
             "sklearn.calibration._CalibratedClassifier",
             "sklearn.calibration._SigmoidCalibration",
+            "sklearn.calibration._TemperatureScaling",
             "sklearn.frozen._frozen.FrozenEstimator",
             "sklearn.isotonic.IsotonicRegression",
             "sklearn.model_selection._split.KFold",

@@ -540,6 +540,7 @@ def test_sealed_again_a_sound_file_is_read(kernel, saved, tmp_path, results, sto
 
 GIVEN = {
     "calibrated": {"calibrate": "isotonic"},
+    "by temperature": {"calibrate": "temperature"},
     "positive with a threshold": {"positive": "A", "threshold": "recall>=0.9", "calibrate": True},
     "late": {"fusion": "late"},
     "aligned": {"fusion": "aligned"},

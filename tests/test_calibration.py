@@ -16,7 +16,7 @@ def problem(n_classes):
     return X, np.array([f"c{label}" for label in y]), np.arange(300) // 2
 
 
-@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic", "temperature"])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_probabilities_are_those_of_scikit_learn_on_grouped_folds(n_classes, method):
     X, y, groups = problem(n_classes)
@@ -43,6 +43,18 @@ def test_out_of_fold_probabilities_are_of_calibrators_that_have_not_seen_the_fol
     moved = cross_calibrate(decision, swapped, rows["fold"].to_numpy(), "sigmoid")
     np.testing.assert_array_equal(moved[inside], chances[inside])
     assert (moved[~inside] != chances[~inside]).any()
+
+
+def test_temperature_leaves_the_order_of_classes():
+    X, y, groups = problem(3)
+    fit = {"test": None, "class_weight": None, "param_grid": {"C": [0.01]}}
+    rows = deepfeat.fit_svm((X, y, groups), calibrate="temperature", **fit).predictions
+    likeliest = rows[["probability c0", "probability c1", "probability c2"]].to_numpy().argmax(axis=1)
+    assert [f"c{number}" for number in likeliest] == rows["predicted"].tolist()
+    assert (
+        deepfeat.fit_svm((X, y, groups), calibrate=True, **fit).predictions["predicted"].tolist()
+        == rows["predicted"].tolist()
+    )
 
 
 def test_probabilities_come_with_their_metrics():

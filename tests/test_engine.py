@@ -184,7 +184,7 @@ def test_rows_that_are_reflected_keep_their_products(p):
     X = 3 * rng.normal(size=(3000, 5)) @ rng.normal(size=(5, p)) + rng.normal(size=(3000, p))
     X[:, 0], X[:, -1] = 0, 1
     rows = X.astype(np.float32)
-    reflection = linear_path._Reflection(rows, rows.T @ rows, linear_path.Known(), 1)
+    reflection = linear_path._Reflection(rows[:, :-1], rows.T @ rows, linear_path.Known(), 1)
     found = reflection.shared.rows.astype(float)
     np.testing.assert_allclose((found**2).sum(axis=1), (rows.astype(float) ** 2).sum(axis=1), rtol=1e-5)
     moment = reflection.shared.moment
@@ -249,7 +249,7 @@ def test_missing_convergence_is_said(monkeypatch):
 
 def test_path_does_not_depend_on_its_order_or_company():
     X, y = problem("multi-class")
-    rows = np.column_stack([StandardScaler().fit_transform(X), np.ones(len(X))])
+    rows = StandardScaler().fit_transform(X)
     signs = np.where(y[:, None] == np.arange(4), 1.0, -1.0)
     costs = np.ones_like(signs)
     together = solve_path(rows, signs, costs, [1.0, 1e-3, 0.1])
@@ -280,7 +280,7 @@ def test_no_factor_is_made_where_the_ridge_is_all(monkeypatch):
 def test_a_value_between_leads_where_whole_steps_do_not(monkeypatch):
     """Labels are noise, and about as many rows are active as there are coefficients."""
     rng = np.random.default_rng(3)
-    rows = np.column_stack([rng.standard_normal((210, 100)), np.ones(210)])
+    rows = rng.standard_normal((210, 100))
     signs = np.where(rng.random(210) < 0.5, 1.0, -1.0)[:, None]
     tried, minimise = [], newton.minimise
 
@@ -671,18 +671,17 @@ def test_moment_of_weights_by_whatever_way_it_is_reached(n_problems, known_alrea
         moment.aim(weights)
         np.testing.assert_allclose(moment.times(x), expected @ x, atol=1e-10)
         if share != 0.4:
-            np.testing.assert_allclose(moment.settle(), expected, atol=1e-10)
+            np.testing.assert_allclose(np.tril(moment.settle()), np.tril(expected), atol=1e-10)
 
 
 def test_more_rows_than_are_remembered(monkeypatch):
     X, y = make_classification(300, 10, n_informative=5, n_classes=3, random_state=0)
-    rows = np.hstack([X, np.ones((300, 1))])
     signs = np.where(y[:, None] == np.arange(3), 1.0, -1.0)
     values = [1e-3, 1e-1, 10.0]
-    usual = solve_path(rows, signs, np.ones((300, 3)), values)
+    usual = solve_path(X, signs, np.ones((300, 3)), values)
     monkeypatch.setattr(systems, "FEW", 20)
     monkeypatch.setattr(systems, "_REMEMBERED", 27)
-    few = solve_path(rows, signs, np.ones((300, 3)), values, n_jobs=2)
+    few = solve_path(X, signs, np.ones((300, 3)), values, n_jobs=2)
     np.testing.assert_allclose(few.coef, usual.coef, atol=1e-5 * np.abs(usual.coef).max())
 
 

@@ -428,7 +428,7 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--nested", action="store_true", help="also repeat the whole choice in each fold")
     command.add_argument(
-        "--calibrate", choices=("sigmoid", "isotonic"), help="decision values to probabilities by this"
+        "--calibrate", choices=("sigmoid", "isotonic", "temperature"), help="decision values to probabilities by this"
     )
     command.add_argument("--threshold", help="with --positive: 'recall>=0.9', 'f1', …, or a decision value")
     command.add_argument(

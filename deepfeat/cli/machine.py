@@ -23,7 +23,7 @@ def demo(arguments: argparse.Namespace) -> None:
     write_digits(images)
     deepfeat.extract(images, "EfficientNetLite0", cache)
     print("Choosing C by cross-validation and scoring the held-out fifth", file=sys.stderr)
-    options = {"param_grid": {"C": [1e-4, 1e-3, 1e-2, 1e-1]}, "calibrate": True, "n_jobs": arguments.jobs}
+    options = {"param_grid": {"C": [1e-4, 1e-3, 1e-2, 1e-1]}, "calibrate": "temperature", "n_jobs": arguments.jobs}
     result = deepfeat.fit_svm(cache, test=0.2, **options)
     values = result.metrics["value"]
     print(f"accuracy           {values['accuracy']:.3f}")

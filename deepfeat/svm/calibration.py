@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from deepfeat.errors import DataError
 
-METHODS = ("sigmoid", "isotonic")
+METHODS = ("sigmoid", "isotonic", "temperature")
 
 
 class DecisionValues(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -54,8 +54,8 @@ def fit_calibrator(decision: np.ndarray, y: np.ndarray, method: str) -> Calibrat
     decision : ndarray of shape (n, n_classes), float
         Of each image, by a classifier that was not fitted on it or on others of its group.
     y : ndarray of shape (n,)
-    method : {"sigmoid", "isotonic"}
-        Platt (1999) with equal treatment of images, or Zadrozny and Elkan (2002).
+    method : {"sigmoid", "isotonic", "temperature"}
+        Platt (1999) with equal treatment of images, Zadrozny and Elkan (2002), or Guo et al. (2017).
 
     Returns
     -------

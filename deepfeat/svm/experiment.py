@@ -130,8 +130,9 @@ def fit_svm(
         Also repeat the whole choice, of parameters, blocks, calibration and threshold, on the training part of each
         fold, and score it on the rest (Varma and Simon 2006): an estimate that no choice has made optimistic, at the
         cost of as many searches as there are folds. Without test images it is the result's ``metrics``.
-    calibrate : {False, True, "sigmoid", "isotonic"}
+    calibrate : {False, True, "sigmoid", "isotonic", "temperature"}
         Whether decision values also become probabilities, fitted on out-of-fold decision values; True is "sigmoid".
+        "temperature" serves several classes without class weights, see the page on statistics.
     threshold : str or float, optional
         With ``positive``: the decision value from which on images are positive, or a wish by which it is chosen on the
         out-of-fold decision values: "recall>=0.9", "specificity>=0.9", "precision>=0.5", "f1", "balanced_accuracy" or

@@ -32,8 +32,8 @@ CONVERGED = 1e-5
 #: Principal directions that become coordinates; of few coordinates the half.
 _LEADING = 64
 
-#: Rows that are turned into float64 at once.
-_CHUNK = 1024
+#: Rows that are turned at once, into float64 or other coordinates.
+_CHUNK = 512
 
 
 class Known(NamedTuple):
@@ -79,7 +79,7 @@ class Path(NamedTuple):
 
 
 def solve_path(
-    rows: np.ndarray,
+    X: np.ndarray,
     signs: np.ndarray,
     costs: np.ndarray,
     values: Sequence[float],
@@ -93,8 +93,8 @@ def solve_path(
 
     Parameters
     ----------
-    rows : ndarray of shape (n, p), float32 or float64
-        Scaled features and a last column of ones.
+    X : ndarray of shape (n, d), float32 or float64
+        Scaled features. With a last column of ones, for the intercept, they are the rows of p = d + 1 values.
     signs, costs : ndarray of shape (n, k), float64
         See `deepfeat.svm.newton.Problem`.
     values : sequence of float
@@ -113,9 +113,9 @@ def solve_path(
     """
     (n, k), known = signs.shape, known or Known()
     # The hinge loss takes slopes that grow until float32 does not see what they change.
-    if rows.dtype != np.float64 and (rows.size <= _SMALL or loss == "hinge"):
-        rows, moment = rows.astype(np.float64), None
-    turn = _Compression(rows) if rows.shape[1] > n else _Reflection(rows, moment, known, k)
+    if X.dtype != np.float64 and (X.size <= _SMALL or loss == "hinge"):
+        X, moment = X.astype(np.float64), None
+    turn = _Compression(X) if X.shape[1] >= n else _Reflection(X, moment, known, k)
     coef = np.empty((len(values), k, turn.shared.rows.shape[1]))
     dual, steps = np.empty((len(values), k, n)), np.zeros((len(values), k), int)
 
@@ -127,7 +127,7 @@ def solve_path(
             state.resume(problem, before, known.decision[:, column])
         for place in np.argsort(values, kind="stable"):
             C = float(values[place])
-            steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[rows.dtype])
+            steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[X.dtype])
             coef[place, column], dual[place, column] = state.w, state.u
             before = C
             give_way()
@@ -145,7 +145,7 @@ def solve_path(
     order = np.argsort(-np.minimum((signs > 0).sum(axis=0), (signs < 0).sum(axis=0)), kind="stable")
     in_threads((partial(follow, int(column)) for column in order), n_jobs)
     gap = _gaps(turn.shared.rows, signs, costs, values, loss, coef, dual)
-    rough = np.argwhere((gap > CONVERGED) & (rows.dtype != np.float64))
+    rough = np.argwhere((gap > CONVERGED) & (X.dtype != np.float64))
     if len(rough):
         in_threads((partial(polish, int(place), int(column)) for place, column in rough), n_jobs)
         gap = _gaps(turn.shared.rows, signs, costs, values, loss, coef, dual)
@@ -156,14 +156,14 @@ def solve_path(
 class _Compression:
     """Rows in as many coordinates as there are rows: the Cholesky factor of their products."""
 
-    def __init__(self, rows: np.ndarray) -> None:
-        self._rows = rows.astype(np.float64)
+    def __init__(self, X: np.ndarray) -> None:
+        self._rows = np.column_stack([X.astype(np.float64), np.ones(len(X))])
         exact = self._rows @ self._rows.T
-        single = exact.astype(rows.dtype)
+        single = exact.astype(X.dtype)
         # Equal rows make it singular; the ridge is as small as rounding.
         np.fill_diagonal(exact, exact.diagonal() + 1e-12 * len(exact) * exact.diagonal().max())
         self._factor = np.linalg.cholesky(exact)
-        self.shared = Rows(self._factor.astype(rows.dtype), gram=partial(cut, single))
+        self.shared = Rows(self._factor.astype(X.dtype), gram=partial(cut, single))
 
     def back(self, coef: np.ndarray) -> np.ndarray:
         """Turn coefficients, one set in a row, into those of the features."""
@@ -178,10 +178,12 @@ class _Reflection:
     diagonal (Higham 2002, Accuracy and Stability of Numerical Algorithms, theorem 10.6).
     """
 
-    def __init__(self, rows: np.ndarray, moment: np.ndarray | None, known: Known, n_problems: int) -> None:
+    def __init__(self, X: np.ndarray, moment: np.ndarray | None, known: Known, n_problems: int) -> None:
         basis = known.directions
         if basis is None:
-            moment = rows.T @ rows if moment is None else moment
+            if moment is None:
+                rows = np.column_stack([X, np.ones(len(X), X.dtype)])
+                moment = rows.T @ rows
             basis = leading_directions(moment)
         left, _, right = np.linalg.svd(basis[: basis.shape[1]])
         # Turned within its span, the basis differs from the first coordinates by what one reflection undoes.
@@ -189,7 +191,16 @@ class _Reflection:
         # Of unit length: short ones, of directions that are nearly coordinates already, would let rounding grow.
         self._normals = normals[:, sizes > 1e-8]
         turned = None if moment is None else self.back(self.back(moment).T)
-        self.shared = Rows(self.back(rows), turned, known.gram, n_problems)
+        self.shared = Rows(self._turn(X), turned, known.gram, n_problems)
+
+    def _turn(self, X: np.ndarray) -> np.ndarray:
+        """Reflect features and a one, some rows at once, which stay in the cache."""
+        turned = np.empty((len(X), X.shape[1] + 1), X.dtype)
+        for start in range(0, len(X), _CHUNK):
+            rows = turned[start : start + _CHUNK]
+            rows[:, :-1], rows[:, -1] = X[start : start + _CHUNK], 1
+            rows[:] = self.back(rows)
+        return turned
 
     def back(self, rows: np.ndarray) -> np.ndarray:
         """Reflect rows or coefficients, of shape (n, p); twice makes what was."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -68,6 +69,7 @@ def fit_path(
     estimator : Pipeline, LateFusionClassifier, ViewsClassifier, LinearSVC or SVC
         Not fitted.
     X : ndarray of shape (n, d)
+        May be overwritten by what it is scaled to.
     y : ndarray of shape (n,)
     candidates : sequence of mappings
         "C", "class_weight" and, for SVC, "gamma".
@@ -101,7 +103,7 @@ class _PipelinePath:
         self._steps, scaler = [], known and known.scaler
         for name, step in pipeline.steps[:-1]:
             fitted = scaler or clone(step).fit(X, y)
-            X = fitted.transform(X)
+            X = fitted.transform(X, copy=False) if isinstance(fitted, StandardScaler) else fitted.transform(X)
             self._steps.append((name, fitted))
         self._last, estimator = pipeline.steps[-1]
         self._path = fit_path(estimator, X, y, candidates, use, known)
@@ -186,16 +188,15 @@ class _LinearPath:
         self._svm, self._candidates = svm, candidates
         self._classes, codes = np.unique(y, return_inverse=True)
         k = 1 if len(self._classes) == 2 else len(self._classes)
-        rows = np.column_stack([X, np.ones(len(X), X.dtype)])
         moment = None
-        if rows.shape[1] <= len(rows) and known is None:
-            moment = use.products.moment([*split_columns(X, use.widths), Block(rows[:, -1:])])
-        self._coef = np.empty((len(candidates), k, rows.shape[1]))
+        if X.shape[1] < len(X) and known is None:
+            moment = use.products.moment([*split_columns(X, use.widths), Block(np.ones((len(X), 1), X.dtype))])
+        self._coef = np.empty((len(candidates), k, X.shape[1] + 1))
         self.gaps, self._steps = np.empty(len(candidates)), np.empty(len(candidates), int)
         for weight, some in by_weight(candidates):
             signs, costs = one_against_the_rest(codes, len(self._classes), self._weights(weight, y))
             values = [candidates[i]["C"] for i in some]
-            path = solve_path(rows, signs, costs, values, svm.loss, moment=moment, known=known, n_jobs=use.n_jobs)
+            path = solve_path(X, signs, costs, values, svm.loss, moment=moment, known=known, n_jobs=use.n_jobs)
             self._coef[some], self.gaps[some] = path.coef, path.gap.max(axis=1)
             self._steps[some] = path.steps.max(axis=1)
         # Rounding gives it a coefficient all the same, and a new image may have anything in it.

@@ -328,7 +328,7 @@ def fit_best(
     pipeline: Pipeline, X: np.ndarray, y: np.ndarray, best: Mapping[str, Any], use: Resources, refit: str
 ) -> Pipeline:
     """Fit a pipeline on all rows, by the engine or as `exact_search` says."""
-    path = None if refit == "sklearn" else fit_path(pipeline, X, y, [best], use)
+    path = None if refit == "sklearn" else fit_path(pipeline, X.copy(), y, [best], use)
     if path is not None and path.converged.all():
         fitted: Pipeline = path.estimator(0)
         return fitted

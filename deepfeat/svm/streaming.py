@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from deepfeat.svm.systems import factorise, scaled
 
 #: Rows of a block; sums over a block are in the precision of the features, sums of blocks in float64.
-BLOCK = 2048
+BLOCK = 512
 
 #: Newton steps end when the duality gap is below this part of the objective, or does not fall any more.
 TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 2e-8}
@@ -416,10 +416,15 @@ class Stream:
     def _mean_kept_product(self, products: Callable[[np.ndarray], np.ndarray], scaling: Scaled) -> np.ndarray:
         """Compute `mean_product` from products of the kept rows."""
         with threadpool_limits(self._n_threads, "blas"):
-            product = products(self.rows).astype(np.float64)
+            product = products(self.rows)
         scale = scaling.scale / self._unit
+        centre = scaling.offset / scale
         mean = np.zeros((len(scale) + 1, len(scale) + 1))
-        mean[:-1, :-1] = (product / scaling.n - np.outer(scaling.offset, scaling.offset)) / np.outer(scale, scale)
+        mean[:-1, :-1] = product
+        # In place, since each matrix has as many numbers as there are features squared.
+        mean[:-1, :-1] /= scaling.n * scale
+        mean[:-1, :-1] /= scale[:, None]
+        mean[:-1, :-1] -= np.outer(centre, centre)
         mean[-1, -1] = 1
         return mean
 

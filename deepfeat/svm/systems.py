@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from deepfeat.svm.bordered import Bordered, Products
 from deepfeat.svm.cholesky import Factor
+from deepfeat.svm.fortran import add_products, multiply_symmetric
 
 if TYPE_CHECKING:
     from deepfeat.svm.newton import Pieces, State
@@ -35,6 +36,12 @@ _REMEMBERED = 4
 
 #: Rows that are cut out of a matrix at once.
 _BAND = 32
+
+#: Rows that are gathered at once.
+_AT_ONCE = 512
+
+#: Part of the rows from which on all are taken instead of gathering some.
+_MOST = 0.5
 
 #: Part of the active rows that may have come or gone since a factor was made, and part that counts as nearly all rows.
 _CHANGED, _NEARLY_ALL = 0.1, 0.9
@@ -186,8 +193,8 @@ class Systems:
         unclipped: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Solve (I + Σ slope x xᵀ) change = base + Σ u y x - w, with the dual variables u of the active rows at w."""
-        rows, scale = self._rows[active], float(part.slope.max())
-        self._moment.aim(scatter(part.slope / scale, active, len(self._rows)))
+        n, scale = len(self._rows), float(part.slope.max())
+        self._moment.aim(scatter(part.slope / scale, active, n))
 
         def system(x: np.ndarray) -> np.ndarray:
             return x + scale * self._moment.times(x)
@@ -203,21 +210,25 @@ class Systems:
         ways = [new]
         if self._hessian is not None and 0.5 < scale / self._hessian[0] < 2:
             ways.insert(0, kept)
-        elif len(active) > _NEARLY_ALL * len(self._rows):
+        elif len(active) > _NEARLY_ALL * n:
             ways.insert(0, lambda: self._shared.factor(scale).solve)
-        change = _iterate(system, ways, base + sum_all(rows, signs * unclipped) - w)
-        u = unclipped - part.slope * signs * multiply(rows, change)
-        return w + change, u, base + sum_all(rows, signs * u)
+        change = _iterate(system, ways, base + sum_rows(self._rows, scatter(signs * unclipped, active, n)) - w)
+        u = unclipped - part.slope * signs * multiply_rows(self._rows, active, change)
+        return w + change, u, base + sum_rows(self._rows, scatter(signs * u, active, n))
 
 
 class _Moment:
-    """The sum of weight x xᵀ over rows: a matrix for some weights, and rows whose weight has changed since."""
+    """The sum of weight x xᵀ over rows: a matrix for some weights, and rows whose weight has changed since.
+
+    Of the matrix the lower triangle counts.
+    """
 
     def __init__(self, shared: Rows) -> None:
         self._shared, self._rows = shared, shared.rows
         self._matrix = np.empty((0, 0))
         self._weights = self._aim = np.empty(0)
-        self._changed, self._change = self._rows[:0], np.empty(0)
+        self._some, self._change = np.empty(0, int), np.empty(0)
+        self._changed: np.ndarray | None = None
 
     def aim(self, weights: np.ndarray) -> None:
         """Take weights, of shape (n,), from where it takes the fewest rows: the last ones, one weight for all, or 0."""
@@ -232,22 +243,27 @@ class _Moment:
                 self._matrix = scaled(self._shared.moment, uniform)
             self._weights = np.full(len(weights), uniform)
         change = weights - self._weights
-        some = np.flatnonzero(change)
-        self._aim, self._changed, self._change = weights, self._rows[some], change[some]
+        self._aim, self._some, self._changed = weights, np.flatnonzero(change), None
+        self._change = change[self._some]
 
     def times(self, x: np.ndarray) -> np.ndarray:
         """Multiply with a vector of shape (p,)."""
-        product = multiply(self._matrix, x)
+        product = multiply_symmetric(self._matrix, x).astype(np.float64)
+        if self._changed is None:
+            self._changed = self._rows[self._some]
         return np.asarray(product + sum_all(self._changed, self._change * multiply(self._changed, x)))
 
     def settle(self) -> np.ndarray:
         """Bring the matrix to its weights, and return it; it must not be changed."""
         for sign in (1, -1):
-            some = sign * self._change > 0
-            if some.any():
-                part = self._changed[some] * np.sqrt(np.abs(self._change[some, None])).astype(self._rows.dtype)
-                self._matrix += sign * (part.T @ part)
-        self._weights, self._changed, self._change = self._aim, self._rows[:0], np.empty(0)
+            mine = sign * self._change > 0
+            roots = np.sqrt(np.abs(self._change[mine])).astype(self._rows.dtype)
+            start = 0
+            for rows in gather(self._rows, self._some[mine]):
+                rows *= roots[start : start + len(rows), None]
+                add_products(self._matrix, rows, sign)
+                start += len(rows)
+        self._weights, self._some, self._change, self._changed = self._aim, self._some[:0], self._change[:0], None
         return self._matrix
 
 
@@ -294,7 +310,11 @@ class Gram:
     def _grow(self, fresh: np.ndarray) -> None:
         new, old = self._rows[fresh], len(self._known)
         matrix = self._matrix[: old + len(fresh), : old + len(fresh)]
-        np.matmul(self._rows[self._known], new.T, out=matrix[:old, old:])
+        # Often there is hardly a new one, and all others are to be gathered.
+        start = 0
+        for known in gather(self._rows, self._known):
+            np.matmul(known, new.T, out=matrix[start : start + len(known), old:])
+            start += len(known)
         matrix[old:, :old] = matrix[:old, old:].T
         np.matmul(new, new.T, out=matrix[old:, old:])
         self._place[fresh] = np.arange(old, old + len(fresh))
@@ -309,6 +329,14 @@ def cut(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray
         # Numbers are not checked where they are clipped, and the result is not written twice.
         np.take(matrix[rows[band]], columns, axis=1, out=taken[band], mode="clip")
     return taken
+
+
+def gather(rows: np.ndarray, some: np.ndarray) -> Iterator[np.ndarray]:
+    """Some of the rows, a few at a time in one array, which stays in the cache."""
+    space = np.empty((_AT_ONCE, rows.shape[1]), rows.dtype)
+    for start in range(0, len(some), _AT_ONCE):
+        numbers = some[start : start + _AT_ONCE]
+        yield np.take(rows, numbers, axis=0, out=space[: len(numbers)], mode="clip")
 
 
 def remembered(n: int, p: int) -> int:
@@ -417,6 +445,11 @@ def multiply(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return np.asarray((rows @ vector.astype(rows.dtype)).astype(np.float64))
 
 
+def multiply_rows(rows: np.ndarray, some: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Products of some of the rows with a vector."""
+    return multiply(rows, vector)[some] if len(some) > _MOST * len(rows) else multiply(rows[some], vector)
+
+
 def sum_all(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted sum of the rows, in their precision, as float64."""
     return np.asarray((weights.astype(rows.dtype) @ rows).astype(np.float64))
@@ -425,4 +458,4 @@ def sum_all(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def sum_rows(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted sum of the rows whose weight is not 0."""
     some = np.flatnonzero(weights)
-    return sum_all(rows, weights) if len(some) > 0.5 * len(rows) else sum_all(rows[some], weights[some])
+    return sum_all(rows, weights) if len(some) > _MOST * len(rows) else sum_all(rows[some], weights[some])
