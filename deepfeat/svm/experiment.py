@@ -132,7 +132,7 @@ def fit_svm(
         cost of as many searches as there are folds. Without test images it is the result's ``metrics``.
     calibrate : {False, True, "sigmoid", "isotonic", "temperature"}
         Whether decision values also become probabilities, fitted on out-of-fold decision values; True is "sigmoid".
-        "temperature" serves several classes without class weights, see the page on statistics.
+        "temperature" serves several classes of like size, see the page on statistics.
     threshold : str or float, optional
         With ``positive``: the decision value from which on images are positive, or a wish by which it is chosen on the
         out-of-fold decision values: "recall>=0.9", "specificity>=0.9", "precision>=0.5", "f1", "balanced_accuracy" or

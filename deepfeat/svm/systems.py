@@ -258,11 +258,9 @@ class _Moment:
         for sign in (1, -1):
             mine = sign * self._change > 0
             roots = np.sqrt(np.abs(self._change[mine])).astype(self._rows.dtype)
-            start = 0
-            for rows in gather(self._rows, self._some[mine]):
-                rows *= roots[start : start + len(rows), None]
+            for part, rows in gather(self._rows, self._some[mine]):
+                rows *= roots[part, None]
                 add_products(self._matrix, rows, sign)
-                start += len(rows)
         self._weights, self._some, self._change, self._changed = self._aim, self._some[:0], self._change[:0], None
         return self._matrix
 
@@ -311,10 +309,8 @@ class Gram:
         new, old = self._rows[fresh], len(self._known)
         matrix = self._matrix[: old + len(fresh), : old + len(fresh)]
         # Often there is hardly a new one, and all others are to be gathered.
-        start = 0
-        for known in gather(self._rows, self._known):
-            np.matmul(known, new.T, out=matrix[start : start + len(known), old:])
-            start += len(known)
+        for part, known in gather(self._rows, self._known):
+            np.matmul(known, new.T, out=matrix[part, old:])
         matrix[old:, :old] = matrix[:old, old:].T
         np.matmul(new, new.T, out=matrix[old:, old:])
         self._place[fresh] = np.arange(old, old + len(fresh))
@@ -331,12 +327,12 @@ def cut(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray
     return taken
 
 
-def gather(rows: np.ndarray, some: np.ndarray) -> Iterator[np.ndarray]:
-    """Some of the rows, a few at a time in one array, which stays in the cache."""
-    space = np.empty((_AT_ONCE, rows.shape[1]), rows.dtype)
+def gather(rows: np.ndarray, some: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some of the rows, a few at a time in one array, which stays in the cache, and their places among the some."""
+    space = np.empty((min(len(some), _AT_ONCE), rows.shape[1]), rows.dtype)
     for start in range(0, len(some), _AT_ONCE):
-        numbers = some[start : start + _AT_ONCE]
-        yield np.take(rows, numbers, axis=0, out=space[: len(numbers)], mode="clip")
+        part = slice(start, min(start + _AT_ONCE, len(some)))
+        yield part, np.take(rows, some[part], axis=0, out=space[: part.stop - start], mode="clip")
 
 
 def remembered(n: int, p: int) -> int:
