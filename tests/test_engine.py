@@ -192,6 +192,18 @@ def test_rows_that_are_reflected_keep_their_products(p):
     np.testing.assert_allclose(reflection.back(reflection.back(rows)), rows, rtol=0, atol=1e-5 * np.abs(rows).max())
 
 
+@pytest.mark.parametrize("n", [40, 400])
+def test_coefficients_go_into_other_coordinates_and_back(n):
+    """Where there are fewer rows than features, into as many as rows: what has no part in products is lost."""
+    rng = np.random.default_rng(0)
+    X, coef = rng.normal(size=(n, 60)), rng.normal(size=61)
+    known = linear_path.Known()
+    turn = linear_path._Compression(X) if n < 60 else linear_path._Reflection(X, None, known, 1)
+    rows, there = np.column_stack([X, np.ones(n)]), turn.forth(coef)
+    np.testing.assert_allclose(turn.shared.rows @ there, rows @ coef, atol=1e-9)
+    np.testing.assert_allclose(rows @ turn.back(there[None])[0], rows @ coef, atol=1e-9)
+
+
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_both_engines_widen_a_grid_alike(kernel):
     rng = np.random.default_rng(0)

@@ -11,10 +11,12 @@ from sklearn.preprocessing import StandardScaler
 
 import deepfeat
 from deepfeat.svm import linear_path, procedure, shared, streaming
+from deepfeat.svm.cholesky import Factor
 from deepfeat.svm.paths import one_against_the_rest
 from deepfeat.svm.resources import Resources, take_products
 from deepfeat.svm.search import exact_search, make_pipeline, make_svm
 from deepfeat.svm.shared import pays_to_share, shared_search
+from deepfeat.svm.systems import Systems
 
 D = 30
 
@@ -252,12 +254,61 @@ def test_rows_that_a_fold_repeats_count_as_often(limit, monkeypatch):
 def test_inverses_are_as_precise_as_the_scale_wants():
     mean = np.diag([400.0, 1e-3])
     curvature = streaming._Curvature(mean)
-    for power, dtype in ((0, np.float32), (20, np.float64)):
+    for power, rtol in ((0, 1e-6), (20, 1e-14)):
         inverse = curvature.inverse(1.2 * 2.0**power, 1)
-        assert inverse.dtype == dtype
-        np.testing.assert_allclose(inverse, np.diag(1 / (1 + 2.0**power * mean.diagonal())), rtol=1e-5)
+        expected = np.diag(1 / (1 + 2.0**power * mean.diagonal()))
+        np.testing.assert_allclose(inverse.multiply(np.eye(2), 1, run), expected, rtol=rtol)
     # Classes without an active row.
-    np.testing.assert_allclose(curvature.inverse(0.0, 1), np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(curvature.inverse(0.0, 1).multiply(np.eye(2), 1, run), np.eye(2), atol=1e-6)
+
+
+def run(function, items):
+    for item in items:
+        function(item)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("m", [1, 3, 7])
+def test_inverse_is_made_where_it_is_used_often(m, n_threads):
+    rng = np.random.default_rng(0)
+    A, vectors = np.diag(np.arange(1.0, 31.0)) + 0.1 * np.cov(rng.normal(size=(30, 90))), rng.normal(size=(m, 30))
+    inverse, made = streaming._Inverse(Factor(A.copy())), []
+    for _ in range(20):
+        found = inverse.multiply(vectors, n_threads, run)
+        np.testing.assert_allclose(found, np.linalg.solve(A, vectors.T).T, atol=1e-12)
+        made.append(inverse._matrix.size > 0)
+    # From the first that makes it more than half of the 30 coefficients.
+    assert made == [m * uses > 15 for uses in range(1, 21)]
+
+
+def test_paths_begin_a_step_ahead_where_many_rows_are_active(monkeypatch):
+    """A matrix of many rows is made for no problem, and one of a few rows is not put off."""
+    monkeypatch.setattr(shared._SharedScores, "are_easy", is_easy(1e-3))
+    stepped, made = [], []
+    step, solve_many = streaming.Stream.step, Systems._solve_many
+
+    def record(self, columns, C, coef):
+        stepped.append((len(columns.fold), C))
+        return step(self, columns, C, coef)
+
+    def count(self, active, *given):
+        made.append(len(active))
+        return solve_many(self, active, *given)
+
+    monkeypatch.setattr(streaming.Stream, "step", record)
+    monkeypatch.setattr(Systems, "_solve_many", count)
+    X, y = make_classification(1200, 400, n_informative=20, class_sep=2.0, flip_y=0, random_state=0)
+    use = Resources(take_products(None), [400], 2)
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [400])
+    folds = list(StratifiedKFold(4, shuffle=True, random_state=0).split(X, y))
+    grid = {"C": [1.0, 1e-1, 1e-3], "class_weight": ["balanced"]}
+    alone = exact_search(pipeline, grid, X, y, folds, "accuracy", use)
+    assert len(made) >= 4
+    made.clear()
+    together = shared_search(pipeline, grid, X, y, np.arange(len(y)), folds, "accuracy", use, refit="auto")
+    check_same(alone, together, 1e-4)
+    assert stepped == [(4, 1e-1)]
+    assert not made
 
 
 @pytest.mark.parametrize("first_rows", [0.0, 9.0])

@@ -43,8 +43,8 @@ class Known(NamedTuple):
     ----------
     C : float
         A value below those that are wanted.
-    decision : ndarray of shape (n, k), float64, or None
-        Products of the rows with nearly the solutions for it, of the squared hinge loss.
+    coef : ndarray of shape (k, d + 1), float64, or None
+        Solutions for it, of the squared hinge loss, or what is between them and the first that are wanted.
     gram : callable, or None
         Gives nearly the products of the rows with one another, see `deepfeat.svm.systems.Rows`: what is computed with
         them are preconditioners.
@@ -55,7 +55,7 @@ class Known(NamedTuple):
     """
 
     C: float = 0.0
-    decision: np.ndarray | None = None
+    coef: np.ndarray | None = None
     gram: Products | None = None
     directions: np.ndarray | None = None
     scaler: StandardScaler | None = None
@@ -122,9 +122,9 @@ def solve_path(
     def follow(column: int) -> None:
         state, systems, before = State(n, coef.shape[2]), Systems(turn.shared), 0.0
         problem = Problem(turn.shared.rows, signs[:, column], costs[:, column], loss)
-        if known.decision is not None:
+        if known.coef is not None:
             before = known.C
-            state.resume(problem, before, known.decision[:, column])
+            state.resume(problem, before, turn.forth(known.coef[column]))
         for place in np.argsort(values, kind="stable"):
             C = float(values[place])
             steps[place, column] = solve(problem, C, before, state, systems, TOLERANCE[X.dtype])
@@ -165,6 +165,10 @@ class _Compression:
         self._factor = np.linalg.cholesky(exact)
         self.shared = Rows(self._factor.astype(X.dtype), gram=partial(cut, single))
 
+    def forth(self, coef: np.ndarray) -> np.ndarray:
+        """Turn coefficients of the features, of shape (p,), into those that have the same products with the rows."""
+        return np.asarray(solve_triangular(self._factor, self._rows @ coef, lower=True))
+
     def back(self, coef: np.ndarray) -> np.ndarray:
         """Turn coefficients, one set in a row, into those of the features."""
         return np.asarray(solve_triangular(self._factor, coef.T, lower=True, trans="T").T @ self._rows)
@@ -203,9 +207,11 @@ class _Reflection:
         return turned
 
     def back(self, rows: np.ndarray) -> np.ndarray:
-        """Reflect rows or coefficients, of shape (n, p); twice makes what was."""
+        """Reflect rows or coefficients, of shape (n, p) or (p,); twice makes what was."""
         normals = self._normals.astype(rows.dtype)
         return np.asarray(rows - (rows @ (2 * normals)) @ normals.T)
+
+    forth = back
 
 
 def leading_directions(moment: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepfeat.svm.systems import Systems, multiply, scatter, sum_all, sum_rows
+from deepfeat.svm.systems import Systems, multiply, scatter, sum_rows
 
 #: Newton steps at one value of C, and rounds of new multipliers for the hinge loss, at most.
 MAX_STEPS, MAX_ROUNDS = 100, 100
@@ -111,11 +111,10 @@ class State:
     def __init__(self, n: int, p: int) -> None:
         self.w, self.f, self.u, self.gap = np.zeros(p), np.zeros(n), np.zeros(n), np.inf
 
-    def resume(self, problem: Problem, C: float, f: np.ndarray) -> None:
-        """Take the solution for a value of C, of the squared hinge loss, from its products with the rows."""
-        self.u = 2 * C * problem.costs * np.maximum(1 - problem.signs * f, 0)
-        self.w = sum_all(problem.rows, problem.signs * self.u)
-        self.f = multiply(problem.rows, self.w)
+    def resume(self, problem: Problem, C: float, w: np.ndarray) -> None:
+        """Take coefficients that nearly solve the problem, of the squared hinge loss, for a value of C."""
+        self.w, self.f = w, multiply(problem.rows, w)
+        self.u = 2 * C * problem.costs * np.maximum(1 - problem.signs * self.f, 0)
 
 
 def solve(problem: Problem, C: float, before: float, state: State, systems: Systems, tolerance: float) -> int:
