@@ -16,6 +16,9 @@ import numpy as np
 
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+#: Rows of which the digest takes a copy at once.
+_AT_ONCE = 512
+
 
 class Products:
     """Products of blocks that are kept while they fit into a bound.
@@ -79,8 +82,8 @@ class Block:
     """
 
     def __init__(self, rows: np.ndarray) -> None:
-        self.rows = np.ascontiguousarray(rows)
-        self.digest = _digest(self.rows)
+        # Part of the columns of an array is not copied: products are as fast, and new memory takes longer.
+        self.rows, self.digest = rows, _digest(rows)
 
 
 def split_columns(X: np.ndarray, widths: Sequence[int]) -> list[Block]:
@@ -108,5 +111,6 @@ def _distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _digest(rows: np.ndarray) -> str:
     digest = hashlib.sha256(repr((rows.shape, rows.dtype.str)).encode())
-    digest.update(rows.data)
+    for start in range(0, len(rows), _AT_ONCE):
+        digest.update(np.ascontiguousarray(rows[start : start + _AT_ONCE]).data)
     return digest.hexdigest()

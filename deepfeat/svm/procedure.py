@@ -154,7 +154,8 @@ class Procedure:
         use = Resources(take_products(self.max_memory), widths, *threads, elsewhere)
         if streamed:
             return shared_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)
-        X = samples.X[rows]
+        # All rows are not copied.
+        X = samples.X if np.array_equal(rows, np.arange(len(samples.X))) else samples.X[rows]
         if self.crew is None and can_stream(pipeline) and pays_to_share(*X.shape):
             everything = np.arange(len(y))
             return shared_search(

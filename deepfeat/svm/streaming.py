@@ -427,14 +427,15 @@ class Stream:
         with threadpool_limits(self._n_threads, "blas"):
             product = products(self.rows)
         scale = scaling.scale / self._unit
-        centre = scaling.offset / scale
-        mean = np.zeros((len(scale) + 1, len(scale) + 1))
-        mean[:-1, :-1] = product
-        # In place, since each matrix has as many numbers as there are features squared.
-        mean[:-1, :-1] /= scaling.n * scale
-        mean[:-1, :-1] /= scale[:, None]
-        mean[:-1, :-1] -= np.outer(centre, centre)
-        mean[-1, -1] = 1
+        centre, d = scaling.offset / scale, len(scale)
+        mean = np.zeros((d + 1, d + 1))
+        # Some rows at a time, since each matrix has as many numbers as there are features squared.
+        for start in range(0, d, BLOCK):
+            part = slice(start, min(start + BLOCK, d))
+            rows = product[part] / (scaling.n * scale)
+            rows /= scale[part, None]
+            mean[part, :d] = rows - np.outer(centre[part], centre)
+        mean[d, d] = 1
         return mean
 
 
@@ -448,7 +449,7 @@ class _Curvature:
 
     def __init__(self, mean: np.ndarray) -> None:
         self.mean, self._single = mean, mean.astype(np.float32)
-        self._largest = float(np.abs(mean).sum(axis=1).max())
+        self._largest = max(float(np.abs(row).sum()) for row in mean)
         self._made: tuple[int, _Inverse] | None = None
 
     def inverse(self, scale: float, n_threads: int) -> _Inverse:
