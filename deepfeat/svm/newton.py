@@ -190,7 +190,7 @@ def minimise(
         step += 1
         active, capped = pieces.are_active(unclipped), unclipped >= pieces.cap
         where = np.flatnonzero(active)
-        base = sum_rows(rows, np.where(capped, signs * pieces.cap, 0.0) if capped.any() else 0 * signs)
+        base = sum_rows(rows, np.where(capped, signs * pieces.cap, 0.0)) if capped.any() else np.zeros(rows.shape[1])
         w, solved, total = systems.solve(where, signs, pieces, base, state, unclipped[where])
         f = multiply(rows, w)
         if patience > 0:

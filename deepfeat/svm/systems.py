@@ -157,11 +157,16 @@ class Systems:
     def _solve_few(
         self, active: np.ndarray, signs: np.ndarray, part: Pieces, base: np.ndarray, u: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Solve (1/slope + Y K Y) u = 1 + shift/slope - Y f(base), with K the active rows' Gram matrix."""
+        """Solve (1/slope + Y K Y) u = 1 + shift/slope - Y f(base), with K the active rows' Gram matrix.
+
+        That is (1/slope + K) Y u = Y (1 + shift/slope) - f(base), since the signs Y are their own inverse.
+        """
         rows, ridge = self._rows[active], 1 / part.slope
 
         def system(x: np.ndarray) -> np.ndarray:
-            return np.asarray(ridge * x + signs * multiply(rows, sum_all(rows, signs * x)))
+            product: np.ndarray = ridge * x
+            product += rows @ (x.astype(rows.dtype, copy=False) @ rows)
+            return product
 
         def new() -> Apply:
             gram = self._shared.gram
@@ -169,19 +174,16 @@ class Systems:
             self._kernel = Bordered(len(self._rows), active, factor, gram)
             return factor.solve
 
-        def turned(precondition: Apply) -> Apply:
-            return lambda r: signs * precondition(signs * r)
-
-        ways = [lambda: turned(new())]
+        ways: list[Callable[[], Apply]] = [new]
         kept = self._kernel
         if kept is None:
             ways.insert(0, lambda: lambda r: r / ridge)
         elif kept.count_changes(active) <= _CHANGED * len(active):
-            ways.insert(0, lambda: turned(kept.inverse(active, ridge)))
-        right = 1 + part.shift * ridge - signs * multiply(rows, base)
-        u = u + _iterate(system, ways, right - system(u))
-        w = base + sum_all(rows, signs * u)
-        return w, u, w
+            ways.insert(0, lambda: kept.inverse(active, ridge))
+        x = signs * u
+        x += _iterate(system, ways, signs * (1 + part.shift * ridge) - multiply(rows, base) - system(x))
+        w = base + sum_all(rows, x)
+        return w, signs * x, w
 
     def _solve_many(
         self,
@@ -377,9 +379,9 @@ def conjugate_gradients(
         Whether the goal was reached.
     """
     x, r, product = np.zeros_like(right), right.copy(), 1.0
-    direction, start = np.zeros_like(right), float(np.linalg.norm(right))
+    direction, start = np.zeros_like(right), math.sqrt(right @ right)
     for iteration in range(limit):
-        size = float(np.linalg.norm(r))
+        size = math.sqrt(r @ r)
         if size <= goal:
             return x, r, True
         if not patient and iteration > 1 and not _is_on_course(iteration, limit, size / start, goal / start):
@@ -391,7 +393,7 @@ def conjugate_gradients(
         step = product / (direction @ q)
         x += step * direction
         r = r - step * q
-    return x, r, bool(np.linalg.norm(r) <= goal)
+    return x, r, math.sqrt(r @ r) <= goal
 
 
 def _is_on_course(iteration: int, limit: int, reached: float, wanted: float) -> bool:
