@@ -28,9 +28,8 @@ from deepfeat.svm.streaming import Columns, Scaled, Solution, Stream, make_colum
 from deepfeat.svm.systems import FEW, Gram
 
 #: Passes are shared up to this mean eigenvalue of a loss's second derivatives, for each problem that shares them,
-#: and for however many there are: beyond, the systems take so many passes that factors are made sooner. Sooner still
-#: where a fold has fewer rows than features, and its factors are small.
-_EACH, _AT_MOST, _AT_MOST_COMPRESSED = 2.0, 80.0, 20.0
+#: and for however many there are: beyond, the systems take so many passes that factors are made sooner.
+_EACH, _AT_MOST = 2.0, 20.0
 
 #: Features, in numbers of values, below which sharing saves nothing.
 _LEAST = 1_000_000
@@ -145,8 +144,7 @@ class _SharedScores(Scores):
         # there are more rows than features, the active ones among them differ from all the less.
         costs = columns.costs[:, self._codes[self._rows]].mean()
         eigenvalue = 2 * candidate["C"] * costs * self._X.shape[1]
-        most = _AT_MOST_COMPRESSED if self._is_compressed else _AT_MOST
-        return bool(eigenvalue <= min(_EACH * len(columns.fold), most))
+        return bool(eigenvalue <= min(_EACH * len(columns.fold), _AT_MOST))
 
     def _score_folds(self, candidates: list[dict[str, Any]]) -> list[FoldScores]:
         found = [_Cells(len(candidates)) for _ in self._folds]
