@@ -154,7 +154,7 @@ class Procedure:
         use = Resources(take_products(self.max_memory), widths, *threads, elsewhere)
         if streamed:
             return shared_search(pipeline, grid, samples.X, y, rows, folds, self.scoring, use, extend=extend)
-        # All rows are not copied.
+        # Where these are all rows, no copy is made.
         X = samples.X if np.array_equal(rows, np.arange(len(samples.X))) else samples.X[rows]
         if self.crew is None and can_stream(pipeline) and pays_to_share(*X.shape):
             everything = np.arange(len(y))

@@ -56,7 +56,7 @@ _FEW = 0.5
 #: Rounding of a factor, relative to its smallest eigenvalue, above which it is made in float64.
 _ROUGH = 0.1
 
-#: Vectors, as a part of the coefficients, after which an inverse is made: their solves have taken as long by then.
+#: Vectors, as a part of the coefficients, after which an inverse is made: it takes as long as it has not saved by then.
 _OFTEN = 0.5
 
 
@@ -464,32 +464,33 @@ class _Curvature:
 
 
 class _Inverse:
-    """The inverse of a matrix, by its factor, and made as such once it has been multiplied with often enough.
+    """The inverse of a matrix: by its factor, until it has been multiplied with so often that making it pays.
 
-    A product with it takes half to three quarters of the time of a solve, and it several times that of a factor.
+    A product with it takes half to three quarters of the time of a solve, and making it several times that of a factor.
     """
 
     def __init__(self, factor: Factor) -> None:
-        self._factor, self._matrix = factor, np.empty((0, 0), factor.dtype)
-        self._count = 0
+        self._factor: Factor | None = factor
+        self._matrix, self._count = np.empty((0, 0), factor.dtype), 0
 
     def multiply(self, vectors: np.ndarray, n_threads: int, run: Callable[..., Any]) -> np.ndarray:
         """Multiply with vectors, of shape (m, p), in threads: by a function that calls a function of each item."""
         m, p = vectors.shape
         self._count += m
-        if not self._matrix.size and self._count > _OFTEN * p:
+        if self._factor is not None and self._count > _OFTEN * p:
             with threadpool_limits(n_threads, "blas"):
-                self._matrix = self._factor.inverse()
-        products, vectors = np.empty_like(vectors), vectors.astype(self._factor.dtype)
+                # The factor is of no use any more.
+                self._matrix, self._factor = self._factor.inverse(), None
+        factor, matrix = self._factor, self._matrix
+        products, vectors = np.empty_like(vectors), vectors.astype(matrix.dtype)
 
-        def solve(part: slice) -> None:
-            products[part] = self._factor.solve(vectors[part])
+        def work(part: slice) -> None:
+            if factor is None:
+                products[:, part] = vectors @ matrix[:, part]
+            else:
+                products[part] = factor.solve(vectors[part])
 
-        def multiply(part: slice) -> None:
-            products[:, part] = vectors @ self._matrix[:, part]
-
-        work, size = (multiply, p) if self._matrix.size else (solve, m)
-        edges = np.linspace(0, size, n_threads + 1).astype(int)
+        edges = np.linspace(0, p if factor is None else m, n_threads + 1).astype(int)
         run(work, [slice(*pair) for pair in itertools.pairwise(edges) if pair[0] < pair[1]])
         return products
 
