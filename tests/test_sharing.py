@@ -127,6 +127,17 @@ def test_large_costs_are_not_shared(n_classes, limit):
     assert not scores.are_easy({"C": 0.999 * limit, "class_weight": {"AK": 1.1, "BCC": 1.1, "MEL": 1.1}})
 
 
+def test_no_more_costs_are_shared_where_folds_have_fewer_rows_than_features():
+    X, y = problem(3)
+    X, y = X[:36], np.resize(["AK", "BCC", "MEL"], 36)
+    folds = list(StratifiedKFold(4).split(X, y))
+    pipeline = make_pipeline(make_svm("linear", "squared_hinge", "auto", 0), "concat", [D])
+    use = Resources(take_products(None), [D], 1)
+    scores = shared._SharedScores(pipeline, X, y, np.arange(36), folds, "accuracy", use, keep=True)
+    # 2 C times 30 features may be 20.
+    assert [scores.are_easy({"C": C, "class_weight": None}) for C in (0.333, 0.334)] == [True, False]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_steps_go_on_while_the_objective_falls(seed):
     """Labels are noise, and about as many rows are active as there are coefficients: the gap rises before it falls."""

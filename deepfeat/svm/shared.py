@@ -110,11 +110,11 @@ class _SharedScores(Scores):
         self._codes[rows] = codes
         # The last is for the final fit.
         self._trains = [*(train for train, _ in folds), np.arange(len(rows))]
-        self._inside = np.zeros((len(X), len(self._trains)), np.float32)
+        inside = np.zeros((len(X), len(self._trains)), np.float32)
         for fold, train in enumerate(self._trains):
-            np.add.at(self._inside[:, fold], rows[train], 1)
+            np.add.at(inside[:, fold], rows[train], 1)
         products = None if not keep else lambda kept: use.products.moment(split_columns(kept, use.widths))
-        self._stream = Stream(X, self._codes, self._inside, use.n_jobs, keep=products)
+        self._stream = Stream(X, self._codes, inside, use.n_jobs, keep=products)
         self._solved: dict[str, np.ndarray] = {}
         self._columns: dict[str, Columns] = {}
 
@@ -160,9 +160,7 @@ class _SharedScores(Scores):
                 self._score_solution(columns, solution, candidates, index, found)
             later = order[len(easy) :]
             if later:
-                if solution is not None:
-                    solution = self._advance(columns, solution, candidates[later[0]]["C"])
-                known = self._known(columns, solution)
+                known = self._known(columns, solution, candidates[later[0]]["C"])
                 for cells, scores in zip(found, self._score_paths([candidates[i] for i in later], known), strict=True):
                     cells.fill(later, scores)
         return [cells.result() for cells in found]
@@ -191,46 +189,40 @@ class _SharedScores(Scores):
             score = self.score(test, self._classes, *cell, make)
             found[fold].fill([index], FoldScores([score], np.array([gap]), np.array([gap <= CONVERGED]), [cell]))
 
-    def _advance(self, columns: Columns, solution: Solution, C: float) -> Solution:
-        """Go a step from a solution towards that for the next value of C, where many rows are active.
+    def _known(self, columns: Columns, solution: Solution | None, C: float) -> list[Known]:
+        """What passes tell of each fold's training rows, for paths that begin at a value of C."""
+        directions = leading_directions(self._stream.mean_product)
+        gram = Gram(self._stream.rows)
+        before, coef = 0.0, None
+        if solution is not None:
+            before, (coef, active) = solution.C, self._advance(columns, solution, C)
+            # Compressed folds have products of their own.
+            if not self._is_compressed:
+                with threadpool_limits(self._use.n_jobs, "blas"):
+                    gram.fill(np.flatnonzero(active[:, self._have_few(active)].any(axis=1)))
+        known = []
+        for fold, (train, _) in enumerate(self._folds):
+            start = None if coef is None else coef[columns.fold == fold]
+            products = partial(_products, gram, self._rows[train], *self._stream.centred(fold))
+            known.append(Known(before, start, products, directions, _fitted_scaler(self._stream.folds[fold])))
+        return known
+
+    def _advance(self, columns: Columns, solution: Solution, C: float) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and active rows a step from a solution towards that for the next C, where many rows are active.
 
         Mostly far fewer are after it, so that a matrix for this step of each problem would take many rows and soon be
         of no use.
         """
-        many = ~self._have_few(self._active(columns, solution))
-        if not many.any():
-            return solution
-        coef, decision = solution.coef.copy(), solution.decision.copy()
-        coef[many], decision[:, many] = self._stream.step(columns.take(many), C, coef[many])
-        return solution._replace(coef=coef, decision=decision)
-
-    def _active(self, columns: Columns, solution: Solution) -> np.ndarray:
-        """Which rows are active in each problem, of shape (n, m)."""
-        active: np.ndarray = columns.signs[:, self._codes].T * solution.decision < 1
-        return active & (self._inside[:, columns.fold] > 0)
+        coef, active = solution.coef.copy(), solution.active.copy()
+        many = ~self._have_few(active)
+        if many.any():
+            coef[many], active[:, many] = self._stream.step(columns.take(many), C, coef[many])
+        return coef, active
 
     def _have_few(self, active: np.ndarray) -> np.ndarray:
         """Whether each problem's system is that of its active rows, see `deepfeat.svm.systems`."""
         few: np.ndarray = active.sum(axis=0) <= FEW * (self._X.shape[1] + 1)
         return few
-
-    def _known(self, columns: Columns, solution: Solution | None) -> list[Known]:
-        """What passes tell of each fold's training rows, from where they ended, if they began."""
-        directions = leading_directions(self._stream.mean_product)
-        gram = Gram(self._stream.rows)
-        # Compressed folds have products of their own.
-        if solution is not None and not self._is_compressed:
-            active = self._active(columns, solution)
-            with threadpool_limits(self._use.n_jobs, "blas"):
-                gram.fill(np.flatnonzero(active[:, self._have_few(active)].any(axis=1)))
-        known = []
-        for fold, (train, _) in enumerate(self._folds):
-            rows, C, coef = self._rows[train], 0.0, None
-            if solution is not None:
-                C, coef = solution.C, solution.coef[columns.fold == fold]
-            products = partial(_products, gram, rows, *self._stream.centred(fold))
-            known.append(Known(C, coef, products, directions, _fitted_scaler(self._stream.folds[fold])))
-        return known
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         taken: np.ndarray = self._X[self._rows[rows]]

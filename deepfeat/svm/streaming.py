@@ -91,6 +91,8 @@ class Solution(NamedTuple):
         Of scaled features, and the intercept.
     decision : ndarray of shape (n, m), of the type of the features
         Decision values of all rows.
+    active : ndarray of shape (n, m), bool
+        Whether each row is a training row with a loss.
     gap : ndarray of shape (m,), float64
         Duality gap over objective.
     steps : ndarray of shape (m,), int
@@ -99,6 +101,7 @@ class Solution(NamedTuple):
     C: float
     coef: np.ndarray
     decision: np.ndarray
+    active: np.ndarray
     gap: np.ndarray
     steps: np.ndarray
 
@@ -206,12 +209,13 @@ class Stream:
         Returns
         -------
         coef : ndarray of shape (m, d + 1), float64
-        decision : ndarray of shape (n, m)
+        active : ndarray of shape (n, m), bool
+            As of `Solution`.
         """
         with self._threads():
             here, rows = self._evaluate(columns, C, start)
             found, rows = self._step(columns, C, here, rows.weights)
-            return found.coef, rows.decision
+            return found.coef, rows.weights > 0
 
     def _solve(self, columns: Columns, C: float, start: np.ndarray) -> Solution:
         point, rows = self._evaluate(columns, C, start.copy())
@@ -235,7 +239,7 @@ class Stream:
                 old[:, live[better]] = new[:, better]
             waited[live[~better]] = _PATIENCE
         coef = point.coef * np.column_stack([self._inverse[columns.fold] > 0, np.ones(len(steps))])
-        return Solution(C, coef, rows.decision, point.gap, steps)
+        return Solution(C, coef, rows.decision, rows.weights > 0, point.gap, steps)
 
     def _step(self, columns: Columns, C: float, here: _Point, weights: np.ndarray) -> tuple[_Point, _Rows]:
         """Go one Newton step, or the half, a quarter and so on of it where the objective would rise."""
@@ -321,8 +325,7 @@ class Stream:
     def _sweep(self, work: Callable[[slice], tuple[np.ndarray, ...]]) -> list[np.ndarray]:
         """Sum what a function makes of each block of rows, in float64."""
         n_blocks = self._n_threads * math.ceil(len(self._X) / (BLOCK * self._n_threads))
-        edges = np.linspace(0, len(self._X), n_blocks + 1).astype(int)
-        blocks = [slice(*pair) for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
+        blocks = _parts(len(self._X), n_blocks)
 
         def run(some: Sequence[slice]) -> list[np.ndarray]:
             sums: list[np.ndarray] = []
@@ -430,8 +433,7 @@ class Stream:
         centre, d = scaling.offset / scale, len(scale)
         mean = np.zeros((d + 1, d + 1))
         # Some rows at a time, since each matrix has as many numbers as there are features squared.
-        for start in range(0, d, BLOCK):
-            part = slice(start, min(start + BLOCK, d))
+        for part in _parts(d, math.ceil(d / BLOCK)):
             rows = product[part] / (scaling.n * scale)
             rows /= scale[part, None]
             mean[part, :d] = rows - np.outer(centre[part], centre)
@@ -490,9 +492,14 @@ class _Inverse:
             else:
                 products[part] = factor.solve(vectors[part])
 
-        edges = np.linspace(0, p if factor is None else m, n_threads + 1).astype(int)
-        run(work, [slice(*pair) for pair in itertools.pairwise(edges) if pair[0] < pair[1]])
+        run(work, _parts(p if factor is None else m, n_threads))
         return products
+
+
+def _parts(n: int, number: int) -> list[slice]:
+    """Cut n things into so many parts of like size, or into n of one where there are fewer."""
+    edges = np.linspace(0, n, number + 1).astype(int)
+    return [slice(*pair) for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
 
 
 def _describe(n: float, sums: np.ndarray, squares: np.ndarray, shift: np.ndarray, unit: np.ndarray) -> Scaled:
