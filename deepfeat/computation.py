@@ -42,6 +42,9 @@ CHUNK, GPU_CHUNK = 32, 256
 #: Chunks that are decoded, or being decoded, while another one is with the networks.
 _AHEAD = 2
 
+#: Chunks that are given to the networks at a time: the next one is at hand before the last images of one are through.
+_AT_NETWORKS = 2
+
 
 @dataclass(frozen=True)
 class Job:
@@ -172,7 +175,7 @@ class Computed:
 
 
 class LoadedBackbone:
-    """A job's backbone, made ready to run when it is first needed; one thread runs it at a time.
+    """A job's backbone, made ready to run when it is first needed, by whichever thread that is.
 
     Parameters
     ----------
@@ -208,16 +211,19 @@ class LoadedBackbone:
     @cached_property
     def opened(self) -> Opened:
         """Make the network ready, and describe it."""
-        with self._lock:
-            return Opened(self._runtime.shapes, versions(self._runtime.engine))
+        runtime = self._ready()
+        return Opened(runtime.shapes, versions(runtime.engine))
 
     def __call__(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Compute the features of images of shape (n, height, width, 3), uint8; one array for each layer."""
-        with self._lock:
-            start = time.perf_counter()
-            features = self._runtime(pixels)
-            self.spans.append((start, time.perf_counter()))
+        runtime, start = self._ready(), time.perf_counter()
+        features = runtime(pixels)
+        self.spans.append((start, time.perf_counter()))
         return features
+
+    def _ready(self) -> Runtime:
+        with self._lock:
+            return self._runtime
 
 
 def compute_chunks(
@@ -236,7 +242,7 @@ def compute_chunks(
     """
     with (
         ThreadPoolExecutor(n_threads, "deepfeat decode") as decoding,
-        ThreadPoolExecutor(1, "deepfeat network") as network,
+        ThreadPoolExecutor(_AT_NETWORKS, "deepfeat network") as network,
     ):
         waiting: deque[Future[Computed]] = deque()
         try:
@@ -279,9 +285,12 @@ def _run(backbone: LoadedBackbone, images: Sequence[LoadedImage]) -> Output:
 
 def log_busy(backbones: Iterable[LoadedBackbone]) -> None:
     """Log in which part of the time from the first batch to the last one networks were busy."""
-    spans = [span for backbone in backbones for span in backbone.spans]
+    spans = sorted(span for backbone in backbones for span in backbone.spans)
     if spans:
-        busy, whole = sum(stop - start for start, stop in spans), max(spans)[1] - min(spans)[0]
+        busy, end = 0.0, spans[0][0]
+        for start, stop in spans:
+            busy, end = busy + max(0.0, stop - max(start, end)), max(end, stop)
+        whole = end - spans[0][0]
         logger.info("networks were busy for %.0f %% of %.1f s", 100 * busy / whole, whole)
 
 

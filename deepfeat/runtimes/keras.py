@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Container
 from typing import Any
@@ -77,9 +78,10 @@ class KerasRuntime:
         self.batch_size = int(batch_size) if batch_size != "auto" else BATCH_SIZES[0]
         self._best: tuple[float, int] | None = None
         self._timed: list[float] = []
+        self._lock = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Compute features.
+        """Compute features, for one thread at a time.
 
         Parameters
         ----------
@@ -90,6 +92,10 @@ class KerasRuntime:
         list of ndarray of shape (n, *shape), float32
             One for each layer.
         """
+        with self._lock:
+            return self._compute(images)
+
+    def _compute(self, images: np.ndarray) -> list[np.ndarray]:
         self._settle(len(images))
         parts, start = [], 0
         while start < len(images):

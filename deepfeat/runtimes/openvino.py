@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 #: Images in one request. Small ones stay in the processor's cache, and several run side by side.
 #: Two are the fastest, or as fast as any, for networks of all sizes: docs/results/network.md.
 REQUEST = 2
+
+#: Requests for each that computes at a time: one more waits ready, so that no core does while Python hands one on.
+_PER_STREAM = 2
 
 #: Largest difference from Keras, relative to the largest feature, with which a conversion passes as correct.
 TOLERANCE = 1e-3
@@ -91,13 +95,16 @@ class OpenVinoRuntime:
             rewrite_convolutions(network)
         settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
         settings |= {} if n_threads is None else {"INFERENCE_NUM_THREADS": str(n_threads)}
-        self._compiled = core.compile_model(network, "CPU", settings)
-        self._queue = ov.AsyncInferQueue(self._compiled)
-        self._queue.set_callback(_collect)
-        self.shapes = [tuple(n.get_length() for n in list(o.partial_shape)[1:]) for o in self._compiled.outputs]
+        compiled = core.compile_model(network, "CPU", settings)
+        n_requests = _PER_STREAM * compiled.get_property("NUM_STREAMS")
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(n_requests):
+            self._free.put(compiled.create_infer_request())
+        self._threads = ThreadPoolExecutor(n_requests, "deepfeat openvino")
+        self.shapes = [tuple(n.get_length() for n in list(o.partial_shape)[1:]) for o in compiled.outputs]
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Compute features.
+        """Compute features; several threads may ask for theirs, and those of the first come first.
 
         Parameters
         ----------
@@ -109,22 +116,25 @@ class OpenVinoRuntime:
             One for each layer.
         """
         features = [np.empty((len(images), *shape), np.float32) for shape in self.shapes]
-        for start in range(0, len(images), REQUEST):
-            part = slice(start, start + REQUEST)
-            self._queue.start_async({0: np.ascontiguousarray(images[part])}, (features, part))
-        self._queue.wait_all()
+        parts = [slice(start, start + REQUEST) for start in range(0, len(images), REQUEST)]
+        started = [self._threads.submit(self._infer, images[part], [f[part] for f in features]) for part in parts]
+        for future in started:
+            future.result()
         return features
 
-
-def _collect(request: Any, place: tuple[list[np.ndarray], slice]) -> None:  # pragma: no cover - in threads of OpenVINO
-    features, part = place
-    for index, layer in enumerate(features):
-        computed = request.get_output_tensor(index).data
-        # NumPy would repeat one row for all images.
-        if computed.shape != layer[part].shape:
-            msg = f"features of shape {computed.shape} where {layer[part].shape} was to be"
-            raise ValueError(msg)
-        layer[part] = computed
+    def _infer(self, images: np.ndarray, features: list[np.ndarray]) -> None:
+        request = self._free.get()
+        try:
+            request.infer({0: np.ascontiguousarray(images)}, share_inputs=True, share_outputs=True)
+            for index, layer in enumerate(features):
+                computed = request.get_output_tensor(index).data
+                # NumPy would repeat one row for all images.
+                if computed.shape != layer.shape:
+                    msg = f"features of shape {computed.shape} where {layer.shape} was to be"
+                    raise ValueError(msg)
+                layer[:] = computed
+        finally:
+            self._free.put(request)
 
 
 def open_runtime(
