@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepfeat.images import Preparation, decode_image, prepare_image, resize_image
+from deepfeat.images import Preparation, decode_image, prepare_image
 
 SIZE = 224
 SCALES = (1.0, 1024 / 600, 2.5)
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write the table here instead of printing it")
     arguments = parser.parse_args()
     originals = [file.read_bytes() for file in sorted(arguments.images.glob("*.jpg"))]
-    ways = {name: way for name, (package, way) in WAYS.items() if package is None or importlib.util.find_spec(package)}
+    ways = {name: way for name, way in WAYS.items() if is_installed(way, originals[0])}
     lines = [
         "# Decoding JPEGs",
         "",
@@ -55,6 +55,14 @@ def main() -> None:
     if arguments.table:
         arguments.table.write_text(text, encoding="utf-8")
     print(text)
+
+
+def is_installed(way: Callable[[bytes], np.ndarray], data: bytes) -> bool:
+    try:
+        way(data)
+    except (ImportError, RuntimeError):  # PyTurboJPEG without its library
+        return False
+    return True
 
 
 def enlarge(data: bytes, scale: float) -> bytes:
@@ -85,41 +93,56 @@ def table(ways: dict[str, Callable[[bytes], np.ndarray]], files: list[bytes], ro
         one, two = (len(files) / statistics.median(seconds[name, n]) for n in (1, 2))
         apart = [np.abs(way(data).astype(int) - p) for data, p in zip(files, plain, strict=True)]
         mean, most = np.mean([a.mean() for a in apart]), max(a.max() for a in apart)
-        lines.append(f"| {name} | {one:.0f} | {two:.0f} | {mean:.2f} | {most} |")
+        lines.append(f"| {name} | {one:.0f} | {two:.0f} | {mean:.3f} | {most} |")
     return lines
 
 
 # The ways
 
 
+def resized(image: Image.Image, **options: Any) -> np.ndarray:
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, **options))
+
+
 def pillow(data: bytes) -> np.ndarray:
-    return resize_image(decode_image(data), (SIZE, SIZE), "squash")
+    return resized(decode_image(data))
 
 
 def deepfeat(data: bytes) -> np.ndarray:
     return prepare_image(data, [PREPARATION])[PREPARATION]
 
 
+def draft(data: bytes) -> np.ndarray:
+    return resized(decode_image(data, 2 * SIZE))
+
+
+def one_step(data: bytes) -> np.ndarray:
+    from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+
+    options = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False)
+    image = Image.new("RGB", (SIZE, SIZE))
+    Resizer().resize_pil(decode_image(data, 2 * SIZE), image, options)
+    return np.asarray(image)
+
+
 def reducing_gap(data: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(data))
-    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return resized(Image.open(io.BytesIO(data)), reducing_gap=2.0)
 
 
 def simplejpeg(data: bytes) -> np.ndarray:
     import simplejpeg as package
 
-    return resize_image(Image.fromarray(package.decode_jpeg(data)), (SIZE, SIZE), "squash")
+    return resized(Image.fromarray(package.decode_jpeg(data)))
 
 
 def simplejpeg_scaled(data: bytes) -> np.ndarray:
     import simplejpeg as package
 
-    pixels = package.decode_jpeg(data, min_height=2 * SIZE, min_width=2 * SIZE)
-    return resize_image(Image.fromarray(pixels), (SIZE, SIZE), "squash")
+    return resized(Image.fromarray(package.decode_jpeg(data, min_height=2 * SIZE, min_width=2 * SIZE)))
 
 
 def turbojpeg(data: bytes) -> np.ndarray:
-    return resize_image(Image.fromarray(turbo().decode(data, pixel_format=0)), (SIZE, SIZE), "squash")
+    return resized(Image.fromarray(turbo().decode(data, pixel_format=0)))
 
 
 @cache
@@ -141,23 +164,30 @@ def opencv(interpolation: str) -> Callable[[bytes], np.ndarray]:
     return way
 
 
-#: Package that each needs, and the way.
 WAYS = {
-    "Pillow, whole picture": (None, pillow),
-    "deepfeat: Pillow draft, at least twice the size": (None, deepfeat),
-    "Pillow, box filter before (`reducing_gap=2`)": (None, reducing_gap),
-    "simplejpeg, Pillow resizes": ("simplejpeg", simplejpeg),
-    "simplejpeg scaled, at least twice the size": ("simplejpeg", simplejpeg_scaled),
-    "PyTurboJPEG, Pillow resizes": ("turbojpeg", turbojpeg),
-    "OpenCV, area": ("cv2", opencv("INTER_AREA")),
-    "OpenCV, linear, not antialiased": ("cv2", opencv("INTER_LINEAR")),
+    "Pillow, whole picture": pillow,
+    "Pillow draft, at least twice the size": draft,
+    "deepfeat: the same, cykooz-resizer resizes": deepfeat,
+    "cykooz-resizer in one step": one_step,
+    "Pillow, box filter before (`reducing_gap=2`)": reducing_gap,
+    "simplejpeg, Pillow resizes": simplejpeg,
+    "simplejpeg scaled, at least twice the size": simplejpeg_scaled,
+    "PyTurboJPEG, Pillow resizes": turbojpeg,
+    "OpenCV, area": opencv("INTER_AREA"),
+    "OpenCV, linear, not antialiased": opencv("INTER_LINEAR"),
 }
 
 
 def versions() -> str:
     from importlib import metadata
 
-    packages = [("pillow", "PIL"), ("simplejpeg",) * 2, ("PyTurboJPEG", "turbojpeg"), ("opencv-python-headless", "cv2")]
+    packages = [
+        ("pillow", "PIL"),
+        ("cykooz-resizer", "cykooz_resizer"),
+        ("simplejpeg", "simplejpeg"),
+        ("PyTurboJPEG", "turbojpeg"),
+        ("opencv-python-headless", "cv2"),
+    ]
     return ", ".join(
         f"{name} {metadata.version(name)}" for name, module in packages if importlib.util.find_spec(module)
     )

@@ -24,6 +24,7 @@ import PIL
 from deepfeat import __version__
 from deepfeat.backbones.registry import Backbone
 from deepfeat.images import LoadedImage, Preparation, load_image
+from deepfeat.resizing import resizer
 from deepfeat.runtimes.selection import Runtime, open_runtime
 from deepfeat.runtimes.startup import paused_collection
 from deepfeat.store import block_key
@@ -311,7 +312,8 @@ def versions(engine: str) -> dict[str, str]:
     modules = {"numpy": np, "pillow": PIL, engine: importlib.import_module(engine)}
     found = {name: str(module.__version__) for name, module in modules.items()}
     # Keras itself would start its backend.
-    return {"python": platform.python_version(), "deepfeat": __version__, "keras": metadata.version("keras"), **found}
+    ours = {"python": platform.python_version(), "deepfeat": __version__, "keras": metadata.version("keras")}
+    return {**ours, **found, "resizer": resizer()}
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_info
 
 from deepfeat.backbones.applications import weights_folder
 from deepfeat.computation import count_cores
+from deepfeat.resizing import resizer
 from deepfeat.runtimes.openvino import conversions_folder
 from deepfeat.runtimes.selection import has_gpu_driver
 from deepfeat.store import RECORD
@@ -77,7 +78,7 @@ def diagnose(cache: Path, n_images: int | None = None, dim: int = 1280) -> list[
     list of Finding
     """
     found = [Finding("python", f"{platform.python_version()} on {platform.system()}, {platform.machine()}")]
-    found += [*_packages(), *_extras(), *_backend(), *_processor(), *_blas()]
+    found += [*_packages(), *_resizing(), *_extras(), *_backend(), *_processor(), *_blas()]
     found += [_folder("weights of Keras", weights_folder()), _folder("converted networks", conversions_folder())]
     found += [_folder("feature store", cache.absolute().parent), *_disk(cache, n_images, dim)]
     return found
@@ -89,6 +90,13 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, "is not installed", f"run `pip install {name}`", is_fault=True)
+
+
+def _resizing() -> Iterator[Finding]:
+    advice = (
+        "where `pip install cykooz-resizer` has it for this platform, and for Pillow 12 or 13, images decode faster"
+    )
+    yield Finding("resizing", resizer(), advice if resizer().startswith("pillow") else "")
 
 
 def _extras() -> Iterator[Finding]:

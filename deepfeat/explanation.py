@@ -100,7 +100,7 @@ class Maps(NamedTuple):
     values : ndarray of shape (height, width, channels)
     pooling : str or None
     resize : str
-        How the picture became the network's input, see `deepfeat.images.resize_image`.
+        How the picture became the network's input, see `deepfeat.resizing.resize_image`.
     aspect : float
         Width over height of the network's input.
     """

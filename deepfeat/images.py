@@ -19,12 +19,11 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from deepfeat.errors import ImageError, UsageError
-
-RESIZE_POLICIES = ("squash", "crop", "pad")
+from deepfeat.resizing import resize_image
 
 #: Version of the way from file to pixels; part of every feature block's key. Since 2, large JPEGs
-#: are decoded at a fraction of their size.
-PIXELS_VERSION = 2
+#: are decoded at a fraction of their size; since 3, cykooz-resizer resizes.
+PIXELS_VERSION = 3
 
 #: A JPEG is decoded at 1/2, 1/4 or 1/8 as long as both its sides keep this many times the pixels wanted.
 OVERSAMPLING = 2
@@ -302,46 +301,6 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, image).convert("RGB")
     return image.convert("RGB")
-
-
-def resize_image(image: Image.Image, size: tuple[int, int], policy: str) -> np.ndarray:
-    """Resize with an antialiased bilinear filter.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Mode "RGB".
-    size : tuple of int
-        Height and width in pixels.
-    policy : {"squash", "crop", "pad"}
-        Ignore the aspect ratio; keep it and cut the longer side about the
-        centre; or keep it and fill the shorter side with black.
-
-    Returns
-    -------
-    ndarray of shape (height, width, 3), uint8
-    """
-    width_height = (size[1], size[0])
-    bilinear = Image.Resampling.BILINEAR
-    if policy == "crop":
-        image = ImageOps.fit(image, width_height, bilinear)
-    elif policy == "pad":
-        image = _pad(image, *width_height)
-    else:
-        image = image.resize(width_height, bilinear)
-    return np.asarray(image)
-
-
-def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
-    """As `PIL.ImageOps.pad`, except that a very thin picture keeps one pixel instead of none."""
-    if image.width * height > image.height * width:
-        inner = (width, max(1, round(image.height / image.width * width)))
-    else:
-        inner = (max(1, round(image.width / image.height * height)), height)
-    paper = Image.new("RGB", (width, height))
-    corner = (round((width - inner[0]) / 2), round((height - inner[1]) / 2))
-    paper.paste(image.resize(inner, Image.Resampling.BILINEAR), corner)
-    return paper
 
 
 def show_view(image: Image.Image, view: str) -> Image.Image:

@@ -26,7 +26,7 @@ def make_spec():
             "pooling": "avg",
             "input_size": [224, 224],
             "resize": "squash",
-            "pixels": 2,
+            "pixels": 3,
             "preprocessing": {"channels": "rgb", "mean": [127.5] * 3, "std": [127.5] * 3},
             "precision": "float32",
             "dtype": "float32",

@@ -329,7 +329,7 @@ def test_specs_hold_everything_that_decides_the_numbers_and_no_path(tmp_path):
         "pooling": "max",
         "input_size": [96, 128],
         "resize": "squash",
-        "pixels": 2,
+        "pixels": 3,
         "preprocessing": {"channels": "rgb", "mean": [127.5] * 3, "std": [127.5] * 3},
         "precision": "float32",
         "dtype": "float32",

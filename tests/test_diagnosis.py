@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import pytest
 
-from deepfeat import diagnosis
+from deepfeat import diagnosis, resizing
 from deepfeat.cli import main
 from deepfeat.diagnosis import diagnose
 
@@ -33,6 +33,17 @@ def test_missing_packages_are_named_with_what_installs_them(tmp_path, monkeypatc
     assert found["no-such-package"].advice == "run `pip install no-such-package`"
     assert not found["fast"].is_fault
     assert found["fast"].advice == "run `pip install 'deepfeat[fast]'`: everything at once"
+
+
+@pytest.mark.parametrize(("has_cykooz", "name", "advice"), [(True, "cykooz-resizer", ""), (False, "pillow", "faster")])
+def test_what_resizes_is_named(tmp_path, monkeypatch, has_cykooz, name, advice):
+    if has_cykooz:
+        pytest.importorskip("cykooz_resizer", reason="no cykooz-resizer for this platform: its finding is NOT tested")
+    monkeypatch.setattr(resizing, "_has_cykooz", lambda: has_cykooz)
+    found = by_topic(tmp_path)["resizing"]
+    assert found.found.split()[0] == name
+    assert advice in found.advice
+    assert not found.is_fault
 
 
 def test_backend_that_does_not_start_is_a_fault(tmp_path, monkeypatch):

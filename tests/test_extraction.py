@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -20,6 +21,7 @@ from deepfeat.computation import Output
 from deepfeat.errors import DataError, DataWarning, ImageError, StoreError, UsageError
 from deepfeat.extraction import find_unfit, plan_rows
 from deepfeat.images import FileStamp, LoadedImage
+from deepfeat.resizing import resize_image, resizer
 from deepfeat.runtimes.keras import KerasRuntime
 from deepfeat.store import DONE, FAILED, RECORD
 from deepfeat.verification import backbone_of
@@ -81,8 +83,13 @@ def computed(monkeypatch):
 def expected_features(folder, ids, layer="second"):
     backbone = deepfeat.Backbone(**TINY)
     model = backbone.build()
-    pictures = [Image.open(folder / i).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR) for i in ids]
-    x = np.stack([np.asarray(p) for p in pictures]).astype("float32") / 127.5 - 1
+    x = (
+        np.stack([resize_image(Image.open(folder / i).convert("RGB"), (16, 16), "squash") for i in ids]).astype(
+            "float32"
+        )
+        / 127.5
+        - 1
+    )
     maps = keras.Model(model.inputs[0], model.get_layer(layer).output)(x)
     return np.asarray(maps).mean(axis=(1, 2))
 
@@ -200,22 +207,23 @@ def test_on_error_raise_names_the_image_and_keeps_what_is_stored(folder, cache, 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
 def test_interrupted_run_keeps_its_batches_and_ends_like_an_uninterrupted_one(
-    folder, cache, tmp_path, monkeypatch, interruption
+    folder, cache, tmp_path, monkeypatch, computed, interruption
 ):
-    original, calls = KerasRuntime.__call__, []
+    original = computation._run
 
-    def stop_at_third(self, images):
-        calls.append(len(images))
-        if len(calls) == 3:
+    def stop_at_third(backbone, images):
+        if images[0].row == 6:
             raise interruption
-        return original(self, images)
+        return original(backbone, images)
 
-    monkeypatch.setattr(KerasRuntime, "__call__", stop_at_third)
-    with pytest.raises(interruption):
-        extract(folder, cache, batch_size=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(computation, "_run", stop_at_third)
+        with pytest.raises(interruption):
+            extract(folder, cache, batch_size=3)
     assert deepfeat.open_features(cache).blocks["done"].tolist() == [6]
+    computed.clear()
     resumed = extract(folder, cache, batch_size=3)
-    assert calls[-2:] == [3, 1]
+    assert sorted(computed) == [1, 3]
     whole = extract(folder, tmp_path / "whole.h5", batch_size=3)
     np.testing.assert_array_equal(resumed.features("Tiny"), whole.features("Tiny"))
 
@@ -470,7 +478,8 @@ def test_versions_of_what_computed_a_block_are_kept(folder, cache):
     versions = extract(folder, cache).blocks["versions"][0]
     assert versions["keras"] == keras.__version__
     assert versions["deepfeat"] == deepfeat.__version__
-    assert versions.keys() == {"python", "deepfeat", "keras", "numpy", "pillow", keras.backend.backend()}
+    assert versions.keys() == {"python", "deepfeat", "keras", "numpy", "pillow", "resizer", keras.backend.backend()}
+    assert versions["resizer"] == resizer()
 
 
 def test_what_was_done_is_said(folder, cache, caplog):
@@ -639,6 +648,48 @@ def test_stopping_leaves_what_waits_to_be_decoded(folder, monkeypatch):
     closing.set()
     chunks.close()
     assert len(loaded) < 12
+
+
+def test_next_chunk_is_with_the_network_before_the_last_one_is_through(monkeypatch):
+    job = computation.Job(deepfeat.Backbone(**TINY), "", ("original",), "keras", "float32", "float32", 4)
+    (preparation,) = job.preparations
+
+    def load(row, *rest):
+        return LoadedImage(row, None, bytes([row]), {preparation: np.full((16, 16, 3), row, np.uint8)}, None)
+
+    class Waiting(computation.LoadedBackbone):
+        both = threading.Barrier(2, timeout=20)
+
+        def __call__(self, pixels):
+            self.both.wait()
+            return [pixels[:, 0, 0, :1].astype(np.float32)]
+
+    monkeypatch.setattr(computation, "load_image", load)
+    wanted = (computation.Wanted(row, "", {0: None}) for row in range(16))
+    chunks = list(computation.compute_chunks(computation.Plan([job], [()], [True]), wanted, [Waiting(job)], 2))
+    rows = [image.row for chunk in chunks for image in chunk.images]
+    features = np.concatenate([chunk.outputs[0].layers[0] for chunk in chunks])
+    assert rows == features[:, 0].astype(int).tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ([[(0.0, 4.0), (6.0, 10.0)]], "80 % of 10.0 s"),
+        ([[(0.0, 4.0), (3.0, 7.0), (3.5, 5.0), (7.5, 10.0)]], "95 % of 10.0 s"),
+        ([[(2.0, 12.0)], [(4.0, 6.0), (10.0, 14.0)]], "100 % of 12.0 s"),
+    ],
+)
+def test_time_of_networks_that_run_at_once_counts_once(spans, said, caplog):
+    with caplog.at_level("INFO", "deepfeat"):
+        computation.log_busy([SimpleNamespace(spans=each) for each in spans])
+    assert caplog.messages == [f"networks were busy for {said}"]
+
+
+def test_networks_that_did_not_run_are_not_spoken_of(caplog):
+    with caplog.at_level("INFO", "deepfeat"):
+        computation.log_busy([SimpleNamespace(spans=[])])
+    assert not caplog.messages
 
 
 def test_two_runs_at_once_are_refused(folder, cache):

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from deepfeat import images
 from deepfeat.errors import ImageError, UsageError
 from deepfeat.images import (
-    RESIZE_POLICIES,
     VIEWS,
     FileStamp,
     Preparation,
@@ -27,11 +26,11 @@ from deepfeat.images import (
     load_image,
     prepare_image,
     read_bytes,
-    resize_image,
     show_view,
     stamp_file,
     stream_images,
 )
+from deepfeat.resizing import RESIZE_POLICIES, resize_image
 
 ORIENTATION = 0x0112
 
@@ -556,100 +555,6 @@ def test_decode_image_of_a_damaged_file_gives_a_picture_or_an_image_error(valid,
         except ImageError as error:
             reason = str(error)
     assert mode == "RGB" if reason is None else reason
-
-
-# ------------------------------------------------------------------------------------------------------- resizing
-
-
-@pytest.mark.parametrize("size", [(8, 8), (224, 224), (10, 30), (30, 10), (1, 1)])
-@pytest.mark.parametrize("shape", [(50, 80), (80, 50), (8, 8), (1, 1)])
-def test_resize_image_by_squash_is_pillows_antialiased_resize(shape, size):
-    picture = Image.fromarray(noise(*shape))
-    expected = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    pixels = resize_image(picture, size, "squash")
-    assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, expected)
-
-
-@pytest.mark.parametrize("policy", RESIZE_POLICIES)
-def test_resize_image_is_antialiased(policy):
-    stripes = np.zeros((100, 100, 3), np.uint8)
-    stripes[:, ::2] = 255
-    pixels = resize_image(Image.fromarray(stripes), (10, 10), policy)
-    np.testing.assert_allclose(pixels.astype(float), 127.5, atol=8)
-
-
-@pytest.mark.parametrize("policy", RESIZE_POLICIES)
-def test_resize_image_of_the_right_size_keeps_every_pixel(policy):
-    np.testing.assert_array_equal(resize_image(Image.fromarray(noise(20, 30)), (20, 30), policy), noise(20, 30))
-
-
-def thirds(axis):
-    """A red, a green and a blue square in a row (axis 1) or a column (axis 0)."""
-    return Image.fromarray(
-        np.concatenate([np.full((60, 60, 3), c, np.uint8) for c in ([255, 0, 0], [0, 255, 0], [0, 0, 255])], axis)
-    )
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_resize_image_by_crop_keeps_the_centre(axis):
-    pixels = resize_image(thirds(axis), (30, 30), "crop")
-    np.testing.assert_array_equal(pixels[1:-1, 1:-1], np.full((28, 28, 3), (0, 255, 0)))
-    assert pixels[..., 1].min() > 200  # the filter reaches past the cut by half a pixel of the result
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_resize_image_by_squash_keeps_everything(axis):
-    pixels = resize_image(thirds(axis), (30, 30), "squash")
-    along = np.moveaxis(pixels, axis, 0)[[2, 15, 27], 15]
-    np.testing.assert_array_equal(along, np.diag([255] * 3))
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_resize_image_by_pad_adds_equal_black_bars(axis):
-    pixels = np.moveaxis(resize_image(thirds(axis), (30, 30), "pad"), 1 - axis, 0)
-    assert not pixels[:10].any()
-    assert not pixels[20:].any()
-    assert (pixels[10:20].max(axis=2) > 0).all()
-    np.testing.assert_array_equal(pixels[15][[2, 15, 27]], np.diag([255] * 3))
-
-
-@pytest.mark.parametrize("policy", RESIZE_POLICIES)
-@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1), (3, 2)])
-def test_resize_image_of_a_very_thin_picture_keeps_something_of_it(shape, policy):
-    pixels = resize_image(Image.new("RGB", shape, "white"), (24, 32), policy)
-    assert pixels.shape == (24, 32, 3)
-    assert pixels.max() == 255
-
-
-SIDES = st.integers(1, 120)
-
-
-@settings(max_examples=150, deadline=None)
-@given(SIDES, SIDES, st.integers(1, 40), st.integers(1, 40), st.sampled_from(RESIZE_POLICIES))
-def test_resize_image_for_any_sizes(height, width, new_height, new_width, policy):
-    picture = Image.new("RGB", (width, height), (200, 100, 50))
-    pixels = resize_image(picture, (new_height, new_width), policy)
-    assert pixels.shape == (new_height, new_width, 3)
-    assert pixels.dtype == np.uint8
-    kept = pixels.any(axis=2)
-    np.testing.assert_array_equal(pixels[kept], np.broadcast_to((200, 100, 50), (kept.sum(), 3)))
-    if policy != "pad":
-        assert kept.all()
-    else:
-        rows, columns = kept.any(axis=1), kept.any(axis=0)
-        assert kept.sum() == rows.sum() * columns.sum()
-        assert rows.all() or columns.all()
-
-
-@settings(max_examples=80, deadline=None)
-@given(SIDES, SIDES, st.integers(4, 40), st.integers(4, 40))
-def test_resize_image_by_pad_equals_pillows_unless_thin(height, width, new_height, new_width):
-    picture = Image.fromarray(noise(height, width))
-    if min(new_width / width * height, new_height / height * width) < 1:
-        return
-    expected = ImageOps.pad(picture, (new_width, new_height), Image.Resampling.BILINEAR, color=(0, 0, 0))
-    np.testing.assert_array_equal(resize_image(picture, (new_height, new_width), "pad"), np.asarray(expected))
 
 
 # ------------------------------------------------------------------------------------------- files, one and many

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import deepfeat
+from deepfeat.resizing import resize_image
 
 SHARED = Path(os.environ.get("DEEPFEAT_DATA") or Path(__file__).parents[2] / "shared")
 IMAGES = SHARED / "data" / "ham10000" / "images"
@@ -47,8 +48,9 @@ def test_every_image_has_features_of_both_networks(store):
 def test_features_agree_with_the_keras_model_on_the_decoded_array(store, table, name):
     backbone = deepfeat.Backbone(name, weights="imagenet" if name == "EfficientNetLite0" else WEIGHTS)
     rows = table.iloc[::60]
-    pictures = [Image.open(p).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR) for p in rows["path"]]
-    x = np.stack([np.asarray(p) for p in pictures]).astype("float32")
+    x = np.stack([resize_image(Image.open(p).convert("RGB"), (224, 224), "squash") for p in rows["path"]]).astype(
+        "float32"
+    )
     preprocess = backbone.network.preprocess
     x = (x - np.float32(preprocess.mean)) / np.float32(preprocess.std)
     expected = np.asarray(backbone.build()(x, training=False)).mean(axis=(1, 2))

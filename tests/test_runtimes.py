@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -94,6 +95,26 @@ def test_openvino_features_do_not_depend_on_the_batch():
     (whole,) = runtime(x)
     one_by_one = np.concatenate([runtime(x[i : i + 1])[0] for i in range(len(x))])
     np.testing.assert_allclose(one_by_one, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["keras", pytest.param("openvino", marks=needs_openvino)])
+def test_threads_that_compute_at_a_time_get_each_its_own_features(engine):
+    chosen, batches = backbone(), [pictures(5 + n, seed=n) for n in range(6)]
+    runtime = open_openvino(chosen) if engine == "openvino" else KerasRuntime(chosen, chosen.build(), "auto")
+    alone = [runtime(x)[0] for x in batches]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(runtime, batches))
+    for (features,), expected in zip(together, alone, strict=True):
+        assert relative(features, expected) < 2e-5
+
+
+@needs_openvino
+def test_openvino_goes_on_after_images_that_it_cannot_compute():
+    runtime, x = open_openvino(backbone()), pictures(9)
+    (expected,) = runtime(x)
+    with pytest.raises(RuntimeError):
+        runtime(x[:, :, :, :2])
+    np.testing.assert_array_equal(runtime(x)[0], expected)
 
 
 @needs_openvino
@@ -565,6 +586,20 @@ def test_several_devices_compute_what_one_does(tmp_path):
     assert len(found) == 6
     for name, features in found.items():
         assert relative(features, alone[int(name[-1])]) < 1e-5
+
+
+def test_collector_has_nothing_to_look_at_when_python_ends():
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_count(), gc.get_freeze_count()))\n"
+        "from deepfeat.runtimes.startup import start_keras\n"
+        "start_keras()\n"
+        "print(gc.isenabled(), gc.get_freeze_count())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert before == "True 0"
+    assert int(after.split()[-1]) > 100_000
 
 
 def test_collector_is_paused_and_goes_on():

@@ -225,7 +225,7 @@ def test_key_does_not_depend_on_the_order_of_entries(make_spec):
         ("pooling", None),
         ("input_size", [224, 225]),
         ("resize", "crop"),
-        ("pixels", 3),
+        ("pixels", 4),
         ("preprocessing", {"channels": "bgr", "mean": [127.5] * 3, "std": [127.5] * 3}),
         ("preprocessing", {"channels": "rgb", "mean": [127.5, 127.5, 127.49999], "std": [127.5] * 3}),
         ("precision", "float16"),

@@ -21,6 +21,7 @@ import deepfeat
 from deepfeat.backbones.network import PREPROCESSINGS, Preprocessing, untrained
 from deepfeat.errors import BackboneError, DataError, DataWarning, LockedError, UsageError
 from deepfeat.provenance import digest_group
+from deepfeat.resizing import resize_image
 from deepfeat.runtimes.keras import KerasRuntime, keras
 from deepfeat.splits import merge_groups
 from deepfeat.store.lock import Lock
@@ -625,9 +626,7 @@ def test_training_stops_early_and_keeps_the_best_weights(table, tmp_path):
     validation = samples.split_validation(samples.find_samples(table, None), 0.3, 0)[1]
     assert len(validation) > 6
     scores = deepfeat.load_backbone(tmp_path / "x.keras", layer="scores")
-    images = np.stack(
-        [np.asarray(Image.open(p).resize((16, 16), Image.Resampling.BILINEAR)) for p in table["path"][validation]]
-    )
+    images = np.stack([resize_image(Image.open(p), (16, 16), "squash") for p in table["path"][validation]])
     (probabilities,) = KerasRuntime(scores, scores.build(), 8)(images)
     truth = np.array([scores.classes.index(label) for label in table["label"][validation]])
     entropy = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-7))
@@ -798,7 +797,7 @@ def test_large_pixels_lie_in_a_file(table, tmp_path, monkeypatch):
     outside = samples.load_pixels(chosen, small_cnn(), tmp_path)
     assert isinstance(outside, np.memmap)
     np.testing.assert_array_equal(inside, outside)
-    expected = np.asarray(Image.open(table["path"][7]).resize((16, 16), Image.Resampling.BILINEAR))
+    expected = resize_image(Image.open(table["path"][7]), (16, 16), "squash")
     np.testing.assert_array_equal(inside[7], expected)
 
 

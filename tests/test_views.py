@@ -53,7 +53,7 @@ def add_views(path, table, blocks):
         "pooling": "avg",
         "input_size": [8, 8],
         "resize": "squash",
-        "pixels": 2,
+        "pixels": 3,
         "preprocessing": {"channels": "rgb", "mean": [0.0] * 3, "std": [1.0] * 3},
         "precision": "float32",
         "dtype": "float32",

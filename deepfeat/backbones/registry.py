@@ -26,8 +26,9 @@ from deepfeat.backbones.network import (
 )
 from deepfeat.backbones.onnx import onnx_digest
 from deepfeat.errors import UsageError
-from deepfeat.images import PIXELS_VERSION, RESIZE_POLICIES
+from deepfeat.images import PIXELS_VERSION
 from deepfeat.provenance import TrainedOn
+from deepfeat.resizing import RESIZE_POLICIES
 from deepfeat.runtimes.startup import single_precision, start_keras
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Backbone:
     input_size : int or tuple of int, optional
         Height and width in pixels; the network's own if None.
     resize : {"squash", "crop", "pad"}
-        What happens to the aspect ratio, see `deepfeat.images.resize_image`.
+        What happens to the aspect ratio, see `deepfeat.resizing.resize_image`.
     seed : int
         Seed of random weights.
     network : deepfeat.backbones.network.Network, optional
