@@ -20,12 +20,16 @@ from pathlib import Path
 
 COUNTS = (1000, 10000)
 EXTRACT = """
-import resource, sys, deepfeat
+import resource, sys, time, deepfeat
 backbone = deepfeat.Backbone('MobileNetV2', weights=None)
 deepfeat.extract(sys.argv[1], backbone, sys.argv[2], progress=False, runtime=sys.argv[3])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
-BUILD = "import tensorflow, keras; keras.applications.MobileNetV2(include_top=False, weights=None)"
+BUILD = """
+import time, tensorflow, keras
+keras.applications.MobileNetV2(include_top=False, weights=None)
+print(time.time())
+"""
 
 
 def main() -> None:
@@ -44,18 +48,19 @@ def main() -> None:
         building, cold, warm, under_keras = [], [], [], []
         for number in range(arguments.rounds):
             os.environ["DEEPFEAT_CACHE"] = str(folder / f"conversions{number}")
-            building.append(seconds([sys.executable, "-c", BUILD]))
+            building.append(run([BUILD])[0])
             cold.append(first_batch(folder, "openvino"))
             warm.append(first_batch(folder, "openvino"))
             under_keras.append(first_batch(folder, "keras"))
-        memory = {count: extract(folder, count, "openvino") for count in COUNTS}
-    base = statistics.median(building)
+        memory = {count: extract(folder, count, "openvino")[1] for count in COUNTS}
     starts = {
-        "import TensorFlow and build the network": base,
-        "deepfeat, OpenVINO, converted before": statistics.median(warm),
-        "deepfeat, OpenVINO, the first time": statistics.median(cold),
-        "deepfeat, Keras": statistics.median(under_keras),
+        "import TensorFlow and build the network": building,
+        "deepfeat, OpenVINO, converted before": warm,
+        "deepfeat, OpenVINO, the first time": cold,
+        "deepfeat, Keras": under_keras,
     }
+    medians = {name: [statistics.median(each) for each in zip(*times, strict=True)] for name, times in starts.items()}
+    until, whole = next(iter(medians.values()))
     lines = [
         "# Memory and start-up of an extraction",
         "",
@@ -66,11 +71,12 @@ def main() -> None:
         "| --- | --- | --- |",
         *(f"| {n:,} | {value:.0f} | {value / memory[COUNTS[0]]:.3f} |" for n, value in memory.items()),
         "",
-        f"Time of a whole process that extracts 32 images, the first batch; median of {arguments.rounds} rounds:",
+        "Seconds from the start of Python until the network is built, or 32 images, the first batch, are stored; and "
+        f"until Python has ended. Median of {arguments.rounds} rounds:",
         "",
-        "| | seconds | ratio |",
-        "| --- | --- | --- |",
-        *(f"| {name} | {value:.2f} | {value / base:.2f} |" for name, value in starts.items()),
+        "| | until then | ratio | to the end | ratio |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {name} | {a:.2f} | {a / until:.2f} | {b:.2f} | {b / whole:.2f} |" for name, (a, b) in medians.items()),
         "",
     ]
     text = "\n".join(lines)
@@ -79,24 +85,24 @@ def main() -> None:
     print(text)
 
 
-def extract(folder: Path, count: int, runtime: str) -> float:
-    """Peak memory, in MB, of a process that extracts some images."""
+def extract(folder: Path, count: int, runtime: str) -> tuple[tuple[float, float], float]:
+    """Seconds of a process that extracts some images, see `run`, and its peak memory in MB."""
     output = folder / f"{count}-{runtime}.h5"
     output.unlink(missing_ok=True)
-    command = [sys.executable, "-c", EXTRACT, str(folder / str(count)), str(output), runtime]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    seconds, said = run([EXTRACT, str(folder / str(count)), str(output), runtime])
+    return seconds, float(said[1])
 
 
-def first_batch(folder: Path, runtime: str) -> float:
-    start = time.perf_counter()
-    extract(folder, 32, runtime)
-    return time.perf_counter() - start
+def first_batch(folder: Path, runtime: str) -> tuple[float, float]:
+    return extract(folder, 32, runtime)[0]
 
 
-def seconds(command: list[str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
+def run(arguments: list[str]) -> tuple[tuple[float, float], list[str]]:
+    """Seconds of a process until it prints the time and until it ends, and what it prints."""
+    start = time.time()
+    done = subprocess.run([sys.executable, "-c", *arguments], check=True, capture_output=True, text=True)
+    end, said = time.time(), done.stdout.split()
+    return (float(said[0]) - start, end - start), said
 
 
 if __name__ == "__main__":
