@@ -824,7 +824,8 @@ def test_gpu_is_given_as_many_images_as_its_batches_may_have(tmp_path, cache, mo
         KerasRuntime, "__call__", lambda self, images: (sizes.append(len(images)), run(self, images))[1]
     )
     extract(tmp_path / "many", cache, precision="float32")
-    assert sizes == [computation.GPU_CHUNK, 300 - computation.GPU_CHUNK]
+    # Either may be stacked first.
+    assert sorted(sizes, reverse=True) == [computation.GPU_CHUNK, 300 - computation.GPU_CHUNK]
 
 
 def test_sample_is_drawn_among_files_that_are_unchanged(folder, cache):
