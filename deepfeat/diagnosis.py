@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info
 
 from deepfeat.backbones.applications import weights_folder
 from deepfeat.computation import count_cores
-from deepfeat.resizing import resizer
+from deepfeat.resizing import KNOWN_PILLOWS, resizer
 from deepfeat.runtimes.openvino import conversions_folder
 from deepfeat.runtimes.selection import has_gpu_driver
 from deepfeat.store import RECORD
@@ -93,10 +93,9 @@ def _packages() -> Iterator[Finding]:
 
 
 def _resizing() -> Iterator[Finding]:
-    advice = (
-        "where `pip install cykooz-resizer` has it for this platform, and for Pillow 12 or 13, images decode faster"
-    )
-    yield Finding("resizing", resizer(), advice if resizer().startswith("pillow") else "")
+    found, known = resizer(), " or ".join(map(str, KNOWN_PILLOWS))
+    advice = f"with cykooz-resizer and Pillow {known}, where pip has both for this platform, images are read faster"
+    yield Finding("resizing", found, advice if found.startswith("pillow") else "")
 
 
 def _extras() -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from PIL import Image
 RESIZE_POLICIES = ("squash", "crop", "pad")
 
 #: Major versions of Pillow whose pictures cykooz-resizer finds in memory: it goes by the number alone.
-_KNOWN_PILLOWS = (12, 13)
+KNOWN_PILLOWS = (12, 13)
 
 #: Left, top, right and lower edge of a part of a picture, in pixels.
 Box = tuple[float, float, float, float]
@@ -42,7 +42,7 @@ def resize_image(image: Image.Image, size: tuple[int, int], policy: str) -> np.n
     height, width = size
     if policy == "pad":
         return np.asarray(_pad(image, width, height))
-    box = _central_box(image, width, height) if policy == "crop" else (0.0, 0.0, *image.size)
+    box = _central_box(image, width, height) if policy == "crop" else None
     return np.asarray(_resize(image, width, height, box))
 
 
@@ -54,15 +54,15 @@ def resizer() -> str:
 
 @cache
 def _has_cykooz() -> bool:
-    is_known = int(PIL.__version__.split(".", 1)[0]) in _KNOWN_PILLOWS
+    is_known = int(PIL.__version__.split(".", 1)[0]) in KNOWN_PILLOWS
     return is_known and importlib.util.find_spec("cykooz_resizer") is not None
 
 
-def _resize(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
-    """Resize a part of a picture."""
+def _resize(image: Image.Image, width: int, height: int, box: Box | None = None) -> Image.Image:
+    """Resize a part of a picture, or all of it if None."""
     if not _has_cykooz():
         return image.resize((width, height), Image.Resampling.BILINEAR, box)
-    left, top, right, bottom = box
+    left, top, right, bottom = box or (0.0, 0.0, *image.size)
     # In two steps and in the order of Pillow, since values are rounded in between: across first, but where the picture
     # becomes wider and less high, which would only make more of it.
     if width > image.width and height < image.height:
@@ -102,5 +102,5 @@ def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
         inner = (max(1, round(image.width / image.height * height)), height)
     paper = Image.new("RGB", (width, height))
     corner = (round((width - inner[0]) / 2), round((height - inner[1]) / 2))
-    paper.paste(_resize(image, *inner, (0.0, 0.0, *image.size)), corner)
+    paper.paste(_resize(image, *inner), corner)
     return paper
